@@ -1,0 +1,1 @@
+"""Inverse problems with diffusion priors, with samplers proven against exact posteriors."""
