@@ -1,0 +1,142 @@
+"""Forward operators ``A: Space -> Space`` in physical units, and what they can give beyond ``A(x)``.
+
+Tensors are ``(batch, *domain.shape)`` in and ``(batch, *codomain.shape)`` out, at any dtype. A linear
+operator has an adjoint with ``<A x, y> = <x, A^T y>`` in plain sums over values; where none is written
+it is taken by automatic differentiation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+
+from sciddiff.errors import InputError
+from sciddiff.spaces import Space
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from sciddiff.noise import Noise
+
+__all__ = ["LinearOperator", "Operator", "compose"]
+
+
+class Operator(ABC):
+    """A map between spaces.
+
+    Attributes:
+        domain: the space of states.
+        codomain: the space of observations.
+        linear: whether ``A(a x + b y) = a A(x) + b A(y)``.
+        differentiable: whether autograd sees through `apply`.
+    """
+
+    domain: Space
+    codomain: Space
+    linear: bool = False
+    differentiable: bool = True
+
+    @abstractmethod
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """``A(x)`` for a batch ``(batch, *domain.shape)``."""
+
+    def __call__(self, x: Any) -> Any:
+        """``A(x)``: a batch of tensors to a tensor; one labelled state to an `xarray.Dataset`.
+
+        Raises:
+            InputError: if ``x`` does not fit the domain.
+        """
+        if isinstance(x, torch.Tensor):
+            if x.ndim != 1 + len(self.domain.shape) or tuple(x.shape[1:]) != self.domain.shape:
+                raise InputError("x", expected=f"a batch of shape (batch, {', '.join(map(str, self.domain.shape))})", got=tuple(x.shape), fix="add a leading batch dim, x[None]")
+            return self.apply(x)
+        lead = next((str(d) for d in getattr(x, "dims", ()) if d == "sample"), None)
+        values = self.domain.tensor(x, argument="x", batch_dim=lead)
+        out = self.apply(values if lead else values[None])
+        return self.codomain.dataset(out if lead else out[0], (lead,) if lead else ())
+
+    def observe(self, x: Any, noise: Noise, *, seed: int) -> xr.Dataset:
+        """Make a labelled observation: ``A(x)`` of one labelled state, with noise drawn from ``seed``.
+
+        Raises:
+            InputError: if ``x`` does not fit the domain, or the noise the codomain.
+        """
+        mean = self.apply(self.domain.tensor(x, argument="x")[None])
+        return self.codomain.dataset(noise.sample(mean, seed=seed)[0])
+
+    def vjp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """``J(x)^T v`` row by row, by automatic differentiation."""
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (out,) = torch.autograd.grad(self.apply(x), x, v)
+        return out
+
+    def __matmul__(self, inner: Operator) -> Operator:
+        """``(A @ B)(x) = A(B(x))``."""
+        return compose(self, inner)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.domain} -> {self.codomain})"
+
+
+class LinearOperator(Operator):
+    """A linear map; `adjoint` defaults to the VJP of `apply`."""
+
+    linear = True
+
+    def adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        """``A^T y`` for a batch ``(batch, *codomain.shape)``."""
+        x = torch.zeros((y.shape[0], *self.domain.shape), dtype=y.dtype, device=y.device)
+        return Operator.vjp(self, x, y)
+
+    def vjp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """``A^T v``, whatever ``x``."""
+        return self.adjoint(v)
+
+
+@final
+class _Chain(Operator):
+    """``outer(inner(x))`` where one of them is not linear."""
+
+    def __init__(self, outer: Operator, inner: Operator) -> None:
+        self.outer, self.inner = outer, inner
+        self.domain, self.codomain = inner.domain, outer.codomain
+        self.differentiable = outer.differentiable and inner.differentiable
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """``outer(inner(x))``."""
+        return self.outer.apply(self.inner.apply(x))
+
+
+@final
+class _LinearChain(LinearOperator):
+    """``outer(inner(x))``, both linear."""
+
+    def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
+        self.outer, self.inner = outer, inner
+        self.domain, self.codomain = inner.domain, outer.codomain
+        self.differentiable = outer.differentiable and inner.differentiable
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """``outer(inner(x))``."""
+        return self.outer.apply(self.inner.apply(x))
+
+    def adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        """``inner^T outer^T y``."""
+        return self.inner.adjoint(self.outer.adjoint(y))
+
+
+def compose(outer: Operator, inner: Operator) -> Operator:
+    """``outer @ inner``, linear where both are.
+
+    Raises:
+        InputError: if the inner operator does not end where the outer one begins.
+    """
+    difference = outer.domain.difference(inner.codomain)
+    if difference is not None:
+        raise InputError("inner", expected=f"an operator into {outer.domain}", got=difference, fix="make the codomain of the inner operator the domain of the outer one")
+    if isinstance(outer, LinearOperator) and isinstance(inner, LinearOperator):
+        return _LinearChain(outer, inner)
+    return _Chain(outer, inner)

@@ -1,0 +1,350 @@
+"""What one state is: variables, dims, coords and units, and the way from tensors to xarray and back.
+
+A state of a space is a real tensor of ``space.shape``; a batch is ``(batch, *space.shape)``. One real
+variable on dims of sizes ``(a, b)`` has shape ``(a, b)``; several variables on the same dims are stacked
+in front, ``(components, a, b)``, where a complex one is two components, its real and imaginary parts;
+variables on different dims (nodes and edges of a graph) are flattened one behind the other, ``(size,)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sciddiff.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Space", "Variable"]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One named quantity of a space: its dims, units and whether it is complex."""
+
+    dims: tuple[str, ...]
+    units: str | None = None
+    complex: bool = False
+    attrs: Mapping[str, str] = field(default_factory=dict)
+
+
+class Space:
+    """A labelled state space.
+
+    Args:
+        coords: dim name -> its size, or its 1-D labels (numbers, dates or strings), in order.
+        variables: a name, names, or name -> units or `Variable`. Default: one variable ``"x"``.
+        edges: integer array ``(2, edges)`` of node numbers, for a state on a fixed graph.
+
+    Raises:
+        InputError: on labels that are not 1-D, repeated or not finite, or unknown dims of a variable.
+
+    Example:
+        >>> space = Space({"lat": [10.0, 20.0], "lon": 3}, {"t": "K", "q": "g/kg"})
+        >>> space.shape, space.dims, space.size
+        ((2, 2, 3), ('lat', 'lon'), 12)
+        >>> Space({"detector": 64}).shape
+        (64,)
+    """
+
+    def __init__(
+        self,
+        coords: Mapping[str, Any],
+        variables: str | Sequence[str] | Mapping[str, str | Variable | None] = "x",
+        *,
+        edges: Any = None,
+    ) -> None:
+        self.sizes: dict[str, int] = {}
+        self.coords: dict[str, np.ndarray] = {}
+        for dim, labels in coords.items():
+            if isinstance(labels, (int, np.integer)) and not isinstance(labels, bool):
+                if labels < 1:
+                    raise InputError("coords", expected=f"a size of at least 1 for dim {dim!r}", got=labels, fix="drop the dim or give it a size")  # noqa: E501
+                self.sizes[dim] = int(labels)
+            else:
+                self.coords[dim] = _labels(dim, labels)
+                self.sizes[dim] = len(self.coords[dim])
+        self.dims: tuple[str, ...] = tuple(self.sizes)
+        self.variables: dict[str, Variable] = _variables(variables, self.dims)
+        self.edges: np.ndarray | None = None if edges is None else _edges(edges)
+
+    @property
+    def components(self) -> tuple[tuple[str, str], ...]:
+        """The real channels: (variable, ``"real"`` or ``"imag"``), in the order they are stored."""
+        return tuple(
+            (name, part)
+            for name, v in self.variables.items()
+            for part in (("real", "imag") if v.complex else ("real",))
+        )
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether every variable lives on all dims, so that states are stacked and not flattened."""
+        return all(v.dims == self.dims for v in self.variables.values())
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Sizes of the dims, or ``(size,)`` where the variables live on different dims."""
+        return tuple(self.sizes.values()) if self.homogeneous else (self.size,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one state."""
+        if not self.homogeneous:
+            return (self.size,)
+        channels = len(self.components)
+        return self.grid if channels == 1 else (channels, *self.grid)
+
+    @property
+    def size(self) -> int:
+        """Number of real values of one state."""
+        return sum(self._size(name) for name, _ in self.components)
+
+    def _size(self, name: str) -> int:
+        return int(np.prod([self.sizes[d] for d in self.variables[name].dims], dtype=int))
+
+    # -- tensors in ------------------------------------------------------------------------------
+
+    def tensor(
+        self,
+        data: Any,
+        *,
+        argument: str = "data",
+        batch_dim: str | None = None,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        missing: bool = False,
+    ) -> torch.Tensor:
+        """Read anything array-like as a tensor of ``shape``, or ``(batch, *shape)`` with ``batch_dim``.
+
+        xarray and pandas objects are matched by the names of dims and variables, and their coords and
+        units have to agree; arrays and tensors are taken as they lie, complex ones for complex variables.
+
+        Args:
+            data: xarray, pandas, numpy or torch object, or nested lists of numbers.
+            argument: the caller's name for it, for the error message.
+            batch_dim: name of the leading dim of many states; None for one state.
+            dtype: real dtype of the result.
+            device: device of the result.
+            missing: whether NaN is allowed.
+
+        Raises:
+            InputError: on a wrong shape, dim, coordinate or unit, on NaN or infinity, on complex numbers
+                for a real variable.
+        """
+        lead = () if batch_dim is None else (batch_dim,)
+        values = self._labelled(data, argument, lead) if _is_labelled(data) else self._array(data, argument, lead)
+        bad = np.isinf(values) if missing else ~np.isfinite(values)
+        if bad.any():
+            advice = "drop or fill those values" if missing else "fill them, or pass missing='mask' where a mask is allowed"
+            raise InputError(argument, expected="finite numbers", got=f"{int(bad.sum())} NaN or infinite of {values.size} values", fix=advice)
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    def _array(self, data: Any, argument: str, lead: tuple[str, ...]) -> np.ndarray:
+        try:
+            values = data.detach().resolve_conj().cpu().numpy() if isinstance(data, torch.Tensor) else np.asarray(data)
+        except (TypeError, ValueError) as error:
+            raise InputError(argument, expected="an array of numbers", got=type(data).__name__, fix="pass numpy, torch, pandas or xarray data") from error
+        if isinstance(values, np.ma.MaskedArray):
+            raise InputError(argument, expected="an array without a mask", got="a numpy masked array", fix="use data.filled(numpy.nan) and missing='mask'")
+        if values.dtype.kind not in "biufc":
+            raise InputError(argument, expected="an array of numbers", got=f"dtype {values.dtype}", fix="convert it to numbers first")
+        if values.dtype.kind == "c":
+            values = self._split_complex(values, argument, len(lead))
+        expected = self.shape
+        if values.ndim != len(lead) + len(expected) or values.shape[len(lead) :] != expected:
+            want = (*lead, *expected)
+            raise InputError(argument, expected=f"shape {_show(want)} of {self!r}", got=f"shape {values.shape}", fix="nothing is broadcast; reshape the data, or pass labelled xarray data" + (", or name batch_dim" if values.ndim == len(expected) + 1 and not lead else ""))
+        return values
+
+    def _split_complex(self, values: np.ndarray, argument: str, lead: int) -> np.ndarray:
+        if not self.homogeneous or not all(v.complex for v in self.variables.values()):
+            raise InputError(argument, expected="real numbers", got=f"dtype {values.dtype}", fix="declare the variable complex: Variable(dims, complex=True)")
+        if len(self.variables) == 1:
+            return np.stack([values.real, values.imag], axis=lead)
+        parts = np.stack([values.real, values.imag], axis=lead + 1)
+        return parts.reshape(*values.shape[:lead], -1, *values.shape[lead + 1 :])
+
+    def _labelled(self, data: Any, argument: str, lead: tuple[str, ...]) -> np.ndarray:
+        dataset = _as_dataset(data, self, argument)
+        absent = [name for name in self.variables if name not in dataset]
+        extra = [str(name) for name in dataset.data_vars if name not in self.variables]
+        if absent or extra:
+            raise InputError(argument, expected=f"variables {list(self.variables)}", got=f"variables {[str(v) for v in dataset.data_vars]}", fix="rename or select the variables")
+        parts = []
+        for name, variable in self.variables.items():
+            array = dataset[name]
+            self._check_labels(array, name, variable, argument, lead)
+            values = array.transpose(*lead, *variable.dims).values
+            if values.dtype.kind not in "biufc" or (values.dtype.kind == "c" and not variable.complex):
+                raise InputError(argument, expected=f"{'complex' if variable.complex else 'real'} numbers in {name!r}", got=f"dtype {values.dtype}", fix="convert the variable, or declare it complex in the space")
+            parts += [values.real, values.imag] if variable.complex else [values]
+        n = len(lead)
+        if not self.homogeneous:
+            return np.concatenate([p.reshape(*p.shape[:n], -1) for p in parts], axis=n)
+        return parts[0] if len(parts) == 1 else np.stack(parts, axis=n)
+
+    def _check_labels(self, array: xr.DataArray, name: str, variable: Variable, argument: str, lead: tuple[str, ...]) -> None:
+        want = {*lead, *variable.dims}
+        if set(array.dims) != want:
+            raise InputError(argument, expected=f"dims {sorted(want)} for {name!r}", got=f"dims {[str(d) for d in array.dims]}", fix="rename, select or add dims; batches of states need batch_dim")
+        for dim in variable.dims:
+            if array.sizes[dim] != self.sizes[dim]:
+                raise InputError(argument, expected=f"{self.sizes[dim]} values along {dim!r}", got=array.sizes[dim], fix="reindex the data to the coords of the space")
+            if dim in self.coords and dim in array.coords and not _same_labels(self.coords[dim], np.asarray(array[dim].values)):
+                raise InputError(argument, expected=f"coords of {dim!r} equal to the space's ({_brief(self.coords[dim])})", got=_brief(np.asarray(array[dim].values)), fix="reindex or interpolate the data to the space, or build the space from the data's coords")
+        units = array.attrs.get("units")
+        if units is not None and variable.units is not None and units != variable.units:
+            raise InputError(argument, expected=f"units {variable.units!r} for {name!r}", got=f"units {units!r}", fix="convert the data, or correct its attrs['units']")
+
+    # -- xarray out ------------------------------------------------------------------------------
+
+    def dataset(
+        self, values: torch.Tensor, dims: Sequence[str] = (), coords: Mapping[str, Any] | None = None
+    ) -> xr.Dataset:
+        """Label a tensor ``(*leading, *shape)`` as an `xarray.Dataset`, ``dims`` naming the leading dims.
+
+        Example:
+            >>> Space({"x": [0.0, 1.0]}, {"t": "K"}).dataset(torch.zeros(3, 2), ["sample"])["t"].dims
+            ('sample', 'x')
+        """
+        import xarray as xr
+
+        lead = tuple(values.shape[: len(dims)])
+        array = values.detach().cpu().reshape(*lead, self.size).numpy()
+        data, start = {}, 0
+        for name, v in self.variables.items():
+            shape, size = (*lead, *(self.sizes[d] for d in v.dims)), self._size(name)
+            part = array[..., start : start + size].reshape(shape)
+            if v.complex:
+                part = part + 1j * array[..., start + size : start + 2 * size].reshape(shape)
+            start += size * (2 if v.complex else 1)
+            attrs = {**v.attrs, **({"units": v.units} if v.units is not None else {})}
+            data[name] = ((*dims, *v.dims), part, attrs)
+        return xr.Dataset(data, coords={**{d: c for d, c in self.coords.items()}, **(coords or {})})
+
+    # -- comparison, storage, repr ---------------------------------------------------------------
+
+    def difference(self, other: Space) -> str | None:
+        """The first way in which ``other`` differs, in words; None if it is the same space."""
+        if self.sizes != other.sizes or self.dims != other.dims:
+            return f"dims {other.sizes} instead of {self.sizes}"
+        for dim in self.coords.keys() & other.coords.keys():
+            if not _same_labels(self.coords[dim], other.coords[dim]):
+                return f"coords of {dim!r}: {_brief(other.coords[dim])} instead of {_brief(self.coords[dim])}"
+        if list(self.variables) != list(other.variables):
+            return f"variables {list(other.variables)} instead of {list(self.variables)}"
+        for name, a in self.variables.items():
+            b = other.variables[name]
+            if (a.dims, a.complex) != (b.dims, b.complex):
+                return f"variable {name!r} is {b} instead of {a}"
+            if a.units is not None and b.units is not None and a.units != b.units:
+                return f"units {b.units!r} of {name!r} instead of {a.units!r}"
+        return None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Space) and self.difference(other) is None
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The space as plain JSON values; `from_dict` brings it back."""
+        return {
+            "coords": {d: {"dtype": str(self.coords[d].dtype), "values": self.coords[d].astype(str).tolist() if self.coords[d].dtype.kind in "MmU" else self.coords[d].tolist()} if d in self.coords else n for d, n in self.sizes.items()},
+            "variables": {n: {"dims": list(v.dims), "units": v.units, "complex": v.complex, "attrs": dict(v.attrs)} for n, v in self.variables.items()},
+            "edges": None if self.edges is None else self.edges.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Space:
+        """Rebuild a space from `to_dict`."""
+        coords = {d: c if isinstance(c, int) else np.array(c["values"], dtype=c["dtype"]) for d, c in data["coords"].items()}
+        variables = {n: Variable(tuple(v["dims"]), v["units"], v["complex"], v["attrs"]) for n, v in data["variables"].items()}
+        return cls(coords, variables, edges=data["edges"])
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{d}: {n}" for d, n in self.sizes.items())
+        names = ", ".join(n + (f" [{v.units}]" if v.units else "") for n, v in self.variables.items())
+        return f"Space({names} on ({sizes}))"
+
+    def _repr_html_(self) -> str:
+        return self.dataset(torch.zeros(self.shape, dtype=torch.float64)).isel({d: slice(0) for d in self.dims})._repr_html_()
+
+
+def _labels(dim: str, labels: Any) -> np.ndarray:
+    values = np.asarray(labels)
+    if values.ndim != 1 or values.size == 0:
+        raise InputError("coords", expected=f"a size or 1-D labels for dim {dim!r}", got=f"shape {values.shape}", fix="pass an int or a 1-D array")
+    if values.dtype.kind == "O":
+        values = values.astype(str)
+    if values.dtype.kind == "f" and not np.isfinite(values).all() or values.dtype.kind == "M" and np.isnat(values).any():
+        raise InputError("coords", expected=f"finite labels for dim {dim!r}", got="NaN, infinite or NaT labels", fix="drop those entries")
+    if len(np.unique(values)) != len(values):
+        raise InputError("coords", expected=f"distinct labels for dim {dim!r}", got="repeated labels", fix="drop or average the duplicates")
+    return values
+
+
+def _variables(variables: Any, dims: tuple[str, ...]) -> dict[str, Variable]:
+    if isinstance(variables, str):
+        variables = [variables]
+    items = variables.items() if isinstance(variables, Mapping) else ((name, None) for name in variables)
+    out = {n: v if isinstance(v, Variable) else Variable(dims, v) for n, v in items}
+    for name, v in out.items():
+        if not set(v.dims) <= set(dims) or name in dims:
+            raise InputError("variables", expected=f"variables named unlike the dims, on dims {dims}", got=f"{name!r} on {v.dims}", fix="name every dim in coords and rename the variable")
+    if not out:
+        raise InputError("variables", expected="at least one variable", got="none", fix="name one")
+    return out
+
+
+def _edges(edges: Any) -> np.ndarray:
+    values = np.asarray(edges)
+    if values.ndim != 2 or values.shape[0] != 2 or values.dtype.kind not in "iu" or (values.size and values.min() < 0):
+        raise InputError("edges", expected="an integer array (2, edges) of node numbers", got=f"{values.dtype} {values.shape}", fix="pass the two end nodes of every edge, counted from 0")
+    return values
+
+
+def _is_labelled(data: Any) -> bool:
+    return hasattr(data, "dims") and hasattr(data, "coords") or type(data).__module__.startswith("pandas")
+
+
+def _as_dataset(data: Any, space: Space, argument: str) -> xr.Dataset:
+    import pandas as pd
+    import xarray as xr
+
+    if isinstance(data, pd.Series):
+        data = xr.DataArray(data.values, dims=space.dims[:1], coords={space.dims[0]: data.index.values})
+    elif isinstance(data, pd.DataFrame):
+        if len(space.dims) == 1:
+            data = xr.Dataset({str(c): (space.dims, data[c].values) for c in data}, coords={space.dims[0]: data.index.values})
+        else:
+            data = xr.DataArray(data.values, dims=space.dims[:2], coords=[data.index.values, data.columns.values])
+    if isinstance(data, xr.DataArray):
+        if len(space.variables) != 1:
+            raise InputError(argument, expected=f"an xarray.Dataset with variables {list(space.variables)}", got="a DataArray", fix="pass a Dataset")
+        data = data.to_dataset(name=next(iter(space.variables)))
+    if not isinstance(data, xr.Dataset):
+        raise InputError(argument, expected="xarray, pandas, numpy or torch data", got=type(data).__name__, fix="convert it to one of them")
+    return data
+
+
+def _same_labels(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.shape != b.shape:
+        return False
+    if a.dtype.kind in "fiu" and b.dtype.kind in "fiu":
+        # labels computed twice differ by rounding; a millionth of the span is far below any spacing
+        return bool(np.allclose(a, b, rtol=0, atol=1e-6 * max(float(np.ptp(a.astype(float))), 1e-300) if len(a) > 1 else 1e-9))
+    return bool(np.array_equal(a, b))
+
+
+def _brief(labels: np.ndarray) -> str:
+    return f"{len(labels)} labels from {labels[0]} to {labels[-1]}"
+
+
+def _show(shape: Sequence[Any]) -> str:
+    return "(" + ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
