@@ -36,7 +36,7 @@ docs: .venv/.installed-docs
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sciddiff needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install torch -c constraints.txt
 	$(BIN)/python -m pip install -e ".[data,dev]" -c constraints.txt
 	touch $@
 
