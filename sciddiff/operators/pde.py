@@ -1,0 +1,291 @@
+"""Steady fields and their sources: ``f -> u`` with ``-div(kappa grad u) + c u = f`` on a grid.
+
+Second-order finite differences on the points of the grid, which include those of the boundary. With ``D`` the
+differences between neighbours, ``K = D^T diag(kappa_face / h^2) D`` and ``V`` the share of a cell inside the
+domain, ``u = (K + V c)^-1 V f``. A Dirichlet boundary holds ``u = 0`` on the outermost points, where ``f`` does
+not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from sciddiff.errors import InputError
+from sciddiff.operators.base import LinearOperator
+from sciddiff.operators.external import External
+from sciddiff.operators.grids import labels, spacing, stacked
+from sciddiff.spaces import Space, Variable
+
+__all__ = ["elliptic", "helmholtz", "poisson"]
+
+_LARGEST_MODES = 1024
+
+
+def elliptic(
+    domain: Space,
+    codomain: Space | None = None,
+    *,
+    diffusion: Any = 1.0,
+    reaction: Any = 0.0,
+    boundary: str | Sequence[str] = "dirichlet",
+) -> LinearOperator:
+    """The solution ``u`` of ``-div(diffusion grad u) + reaction u = f``, a linear function of ``f``.
+
+    Constant coefficients are solved by fast diagonalisation (Lynch, Rice and Thomas 1964, "Direct solution of
+    partial difference equations by tensor product methods"): two small matrix products per axis, on any device.
+    Varying ones are solved on the CPU with one sparse LU factorisation, made here once. Both in float64, or
+    float32 modes for float32 input; exact adjoints; every variable of the domain is solved for alike.
+
+    Args:
+        domain: the space of ``f``: 1 to 3 dims with evenly spaced coords, whose units are those of length.
+        codomain: the space of ``u``, on the same dims. Default: one variable ``"u"``, or the domain's names.
+        diffusion: a number, or values on the grid, all of one sign. Negative ones flip the sign of the
+            equation: ``diffusion=-1`` is ``Lap u + reaction u = f``.
+        reaction: a number, or values on the grid.
+        boundary: "dirichlet" (``u = 0`` on the outermost points), "neumann" (no flux; the outermost points are
+            on the boundary) or "periodic" (the last point is one step before the first); one for all dims or
+            one each.
+
+    Raises:
+        InputError: on uneven or missing coords, coefficients of mixed sign or another shape, or an equation
+            without a unique solution (no Dirichlet side and no reaction, or a resonance).
+
+    Example:
+        >>> space = Space({"x": np.linspace(0, 1, 5)}, "f")
+        >>> elliptic(space).apply(torch.full((1, 5), 2.0)).round(decimals=6).tolist()      # u = x (1 - x)
+        [[0.0, 0.1875, 0.25, 0.1875, 0.0]]
+    """
+    stacked(domain, "domain", (1, 2, 3))
+    steps = spacing(domain, domain.dims, labelled=True)
+    sides = _sides(domain, boundary)
+    kappa, c = _coefficient(domain, diffusion, "diffusion"), _coefficient(domain, reaction, "reaction")
+    if not ((kappa > 0).all() or (kappa < 0).all()):
+        raise InputError(
+            "diffusion", expected="values that are all positive or all negative",
+            got=f"{kappa.min():g} to {kappa.max():g}", fix="a diffusion that vanishes or changes sign is ill-posed",
+        )
+    codomain = _solution_space(domain, codomain)
+    if kappa.ndim == 0 and c.ndim == 0 and max(domain.grid) <= _LARGEST_MODES:
+        return _Modes(domain, codomain, steps, sides, float(kappa), float(c))
+    return _Factorised(domain, codomain, steps, sides, kappa, c)
+
+
+def poisson(domain: Space, codomain: Space | None = None) -> LinearOperator:
+    """The solution ``u`` of ``Lap u = a`` with ``u = 0`` on the outermost points of the grid.
+
+    On ``n`` points ``linspace(0, 1, n)`` per dim, ``h = 1/(n - 1)``, it is the five-point scheme of DiffusionPDE
+    (Huang et al. 2024, "DiffusionPDE: generative PDE-solving under partial observation", appendix), where ``a``
+    on the outermost points does not count either.
+
+    Args:
+        domain: the space of ``a``; see `elliptic`.
+        codomain: the space of ``u``.
+
+    Raises:
+        InputError: as `elliptic`.
+
+    Example:
+        >>> space = Space({"y": np.linspace(0, 1, 8), "x": np.linspace(0, 1, 8)}, "a")
+        >>> bool((poisson(space).apply(torch.ones(1, 8, 8)) <= 0).all())
+        True
+    """
+    return elliptic(domain, codomain, diffusion=-1.0)
+
+
+def helmholtz(domain: Space, wavenumber: float, codomain: Space | None = None) -> LinearOperator:
+    """The solution ``u`` of ``Lap u + wavenumber^2 u = a`` with ``u = 0`` on the outermost points.
+
+    Args:
+        domain: the space of ``a``; see `elliptic`.
+        wavenumber: radians per unit of the coords.
+        codomain: the space of ``u``.
+
+    Raises:
+        InputError: as `elliptic`, and at a resonance.
+
+    Example:
+        >>> space = Space({"y": np.linspace(0, 1, 8), "x": np.linspace(0, 1, 8)}, "a")
+        >>> helmholtz(space, 1.0).codomain
+        Space(u on (y: 8, x: 8))
+    """
+    return elliptic(domain, codomain, diffusion=-1.0, reaction=float(wavenumber) ** 2)
+
+
+@final
+class _Modes(LinearOperator):
+    """Constant coefficients: ``u = M (1/(kappa lambda + c)) N f`` with one pair ``M, N`` of matrices an axis."""
+
+    def __init__(
+        self, domain: Space, codomain: Space, steps: Sequence[float], sides: Sequence[str], kappa: float, c: float
+    ) -> None:
+        self.domain, self.codomain = domain, codomain
+        values, self.synthesis, self.analysis = [], [], []
+        for n, h, side in zip(domain.grid, steps, sides, strict=True):
+            difference, volume, free = _axis(n, side)
+            root = np.sqrt(volume[free])
+            half = difference.toarray()[:, free] / h / root
+            eigenvalues, q = np.linalg.eigh(half.T @ half)
+            embed = np.eye(n)[:, free]
+            values.append(eigenvalues)
+            self.synthesis.append(torch.from_numpy(embed @ (q / root[:, None])))
+            self.analysis.append(torch.from_numpy((q.T * root) @ embed.T))
+        total = kappa * reduce(np.add.outer, values) + c
+        if np.abs(total).min() <= 1e-12 * np.abs(total).max():
+            raise _singular()
+        self.inverse = torch.from_numpy(1.0 / total)
+
+    def _transform(self, x: torch.Tensor, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
+        out = _along_axes(_along_axes(x, first) * self.inverse.to(x), second)
+        return out
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """Expand in the modes, divide, sum up."""
+        u = self._transform(x, self.analysis, self.synthesis)
+        return u.reshape(x.shape[0], *self.codomain.shape)
+
+    def adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        """The transposed matrices in reverse order."""
+        f = self._transform(y, [m.T for m in self.synthesis], [m.T for m in self.analysis])
+        return f.reshape(y.shape[0], *self.domain.shape)
+
+
+def _along_axes(x: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    n = len(matrices)
+    for axis, matrix in enumerate(matrices):
+        m = matrix.to(x)
+        # all but the last axis: a batched product from the left, which needs no copy of the field
+        x = x @ m.T if axis == n - 1 else (m @ x.flatten(axis - n + 1)).unflatten(-1, x.shape[axis - n + 1 :])
+    return x
+
+
+@final
+class _Factorised(External):
+    """Varying coefficients: one sparse LU of ``K + V c`` on the free points, solved for all rows at once."""
+
+    def __init__(
+        self, domain: Space, codomain: Space, steps: Sequence[float], sides: Sequence[str], kappa: np.ndarray, c: np.ndarray
+    ) -> None:
+        import scipy.sparse as sp
+        from scipy.sparse.linalg import splu
+
+        self.domain, self.codomain = domain, codomain
+        stiffness, volume, self.free = _assemble(domain.grid, steps, sides, np.broadcast_to(kappa, domain.grid))
+        self.volume = volume[self.free]
+        mass = sp.diags(self.volume * np.broadcast_to(c, domain.grid).reshape(-1)[self.free])
+        matrix = sp.csc_matrix(stiffness + mass)
+        try:
+            self._lu = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.01, options={"SymmetricMode": True})
+        except RuntimeError as error:
+            raise _singular() from error
+        _check_condition(matrix, self._lu)
+
+    def _solve(self, x: torch.Tensor, trans: str, shape: tuple[int, ...]) -> torch.Tensor:
+        points = int(np.prod(self.domain.grid))
+        rows = x.double().cpu().numpy().reshape(-1, points)
+        out = np.zeros(rows.shape)
+        if len(rows):
+            right = rows[:, self.free] * (self.volume if trans == "N" else 1.0)
+            solved = self._lu.solve(np.asfortranarray(right.T), trans=trans).T
+            out[:, self.free] = solved * (1.0 if trans == "N" else self.volume)
+        return torch.from_numpy(out).to(x).reshape(x.shape[0], *shape)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``u = (K + V c)^-1 V f``."""
+        return self._solve(x, "N", self.codomain.shape)
+
+    def transposed(self, y: torch.Tensor) -> torch.Tensor:
+        """``V (K + V c)^-T u``."""
+        return self._solve(y, "T", self.domain.shape)
+
+
+def _axis(n: int, side: str) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Sparse differences ``(faces, n)``, shares of a cell and free points along one axis."""
+    import scipy.sparse as sp
+
+    volume, free = np.ones(n), np.arange(n)
+    if side == "periodic":
+        return sp.diags([-1.0, 1.0, 1.0], [0, 1, 1 - n], shape=(n, n)).tocsr(), volume, free
+    difference = sp.diags([-1.0, 1.0], [0, 1], shape=(n - 1, n)).tocsr()
+    if side == "neumann":
+        volume[[0, -1]] = 0.5
+        return difference, volume, free
+    return difference, volume, free[1:-1]
+
+
+def _assemble(
+    grid: Sequence[int], steps: Sequence[float], sides: Sequence[str], kappa: np.ndarray
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Stiffness matrix on the free points, shares of a cell on all points, and the free points."""
+    import scipy.sparse as sp
+
+    parts = [_axis(n, side) for n, side in zip(grid, sides, strict=True)]
+    volume = reduce(np.multiply.outer, [v for _, v, _ in parts]).reshape(-1)
+    free = np.ravel_multi_index(np.ix_(*[f for _, _, f in parts]), tuple(grid)).reshape(-1)
+    stiffness = sp.csr_matrix((len(free), len(free)))
+    for axis, h in enumerate(steps):
+        def across(inner: Any, axis: int = axis) -> Any:
+            return reduce(sp.kron, [inner if a == axis else sp.identity(n) for a, n in enumerate(grid)]).tocsr()
+
+        other = reduce(np.multiply.outer, [v if a != axis else np.ones(n) for a, (n, (_, v, _)) in enumerate(zip(grid, parts, strict=True))])
+        # kappa on a face is the mean of its two ends; the other axes' shares of a cell are equal on both
+        weight = across(abs(parts[axis][0]) / 2) @ (kappa * other).reshape(-1) / h**2
+        d = across(parts[axis][0])[:, free]
+        stiffness = stiffness + d.T @ sp.diags(weight) @ d
+    return stiffness, volume, free
+
+
+def _check_condition(matrix: Any, lu: Any) -> None:
+    from scipy.sparse.linalg import LinearOperator as ScipyOperator
+    from scipy.sparse.linalg import norm, onenormest
+
+    inverse = ScipyOperator(matrix.shape, matvec=lu.solve, rmatvec=lambda b: lu.solve(b, trans="T"), dtype=np.float64)
+    if matrix.shape[0] > 4 and norm(matrix, 1) * onenormest(inverse) > 1e14:
+        raise _singular()
+
+
+def _singular() -> InputError:
+    return InputError(
+        "reaction", expected="an equation with a unique solution", got="a singular one",
+        fix="without a Dirichlet side add a positive reaction; at a resonance change the wavenumber",
+    )
+
+
+def _sides(domain: Space, boundary: str | Sequence[str]) -> tuple[str, ...]:
+    sides = (boundary,) * len(domain.dims) if isinstance(boundary, str) else tuple(boundary)
+    if len(sides) != len(domain.dims) or not set(sides) <= {"dirichlet", "neumann", "periodic"}:
+        raise InputError(
+            "boundary", expected=f"'dirichlet', 'neumann' or 'periodic', one or one for each of {domain.dims}",
+            got=boundary, fix="choose one of the three",
+        )
+    if any(n < 3 for n in domain.grid):
+        raise InputError("domain", expected="at least 3 points along every dim", got=domain.sizes, fix="refine the grid")
+    return sides
+
+
+def _coefficient(domain: Space, values: Any, argument: str) -> np.ndarray:
+    raw = values.transpose(*domain.dims).values if hasattr(values, "transpose") and hasattr(values, "dims") else values
+    out = np.asarray(raw.detach().cpu() if isinstance(raw, torch.Tensor) else raw, dtype=np.float64)
+    if out.shape not in ((), domain.grid) or not np.isfinite(out).all():
+        raise InputError(
+            argument, expected=f"a finite number, or finite values of shape {domain.grid}", got=f"shape {out.shape}",
+            fix="give one value per grid point",
+        )
+    return out
+
+
+def _solution_space(domain: Space, codomain: Space | None) -> Space:
+    if codomain is None:
+        names = ["u"] if len(domain.variables) == 1 else list(domain.variables)
+        old = list(domain.variables.values())
+        return Space(labels(domain), {n: Variable(domain.dims, complex=v.complex) for n, v in zip(names, old, strict=True)})
+    if codomain.sizes != domain.sizes or codomain.shape != domain.shape:
+        raise InputError(
+            "codomain", expected=f"a space on {domain.sizes} with {len(domain.components)} component(s)", got=codomain,
+            fix="put the solution on the dims of the source",
+        )
+    return codomain
