@@ -40,6 +40,7 @@ __all__ = [
     "joint",
     "kernel",
     "precision",
+    "scaled",
     "spectral",
     "symmetric",
     "white",
@@ -79,6 +80,15 @@ class Covariance(ABC):
         """``Sigma x``."""
         return self.sqrt(self.sqrt_adjoint(x))
 
+    def variance(self) -> torch.Tensor:
+        """The diagonal of ``Sigma``, of shape ``shape``; by blocks of unit vectors where no formula is known."""
+        n, out = math.prod(self.shape), []
+        for start in range(0, n, 256):
+            unit = torch.zeros(min(256, n - start), n, dtype=torch.float64)
+            unit[torch.arange(len(unit)), start + torch.arange(len(unit))] = 1.0
+            out.append((self.sqrt_adjoint(unit.reshape(-1, *self.shape)) ** 2).flatten(1).sum(1))
+        return torch.cat(out).reshape(self.shape)
+
 
 class Basis(ABC):
     """An orthonormal set of states: `analysis` gives coefficients ``B^T x``, `synthesis` is ``B c``."""
@@ -97,6 +107,10 @@ class Basis(ABC):
     @abstractmethod
     def same(self, other: Basis) -> bool:
         """Whether the coefficients of both mean the same."""
+
+    def square(self, values: torch.Tensor) -> torch.Tensor | None:
+        """``sum_k B_ik^2 values_k``, the diagonal of ``B diag(values) B^T``; None where it is not cheap."""
+        return None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Basis) and self.shape == other.shape and self.same(other)
@@ -118,6 +132,10 @@ class Standard(Basis):
     def synthesis(self, c: torch.Tensor) -> torch.Tensor:
         """``c``."""
         return c
+
+    def square(self, values: torch.Tensor) -> torch.Tensor:
+        """``values``."""
+        return values
 
     def same(self, other: Basis) -> bool:
         """Whether ``other`` is standard too."""
@@ -149,6 +167,10 @@ class Axes(Basis):
         """Multiply by the matrices."""
         return self._multiply(c, False)
 
+    def square(self, values: torch.Tensor) -> torch.Tensor:
+        """Multiply by the squared matrices."""
+        return Axes(self.shape, [None if m is None else m**2 for m in self.matrices]).synthesis(values)
+
     def same(self, other: Basis) -> bool:
         """Whether ``other`` has the same matrices."""
         return isinstance(other, Axes) and all(
@@ -173,6 +195,10 @@ class Full(Basis):
         """``columns c``."""
         return (c @ self.columns.to(c).T).reshape(*c.shape[:-1], *self.shape)
 
+    def square(self, values: torch.Tensor) -> torch.Tensor:
+        """``columns^2 values``."""
+        return (self.columns**2 @ values).reshape(self.shape)
+
     def same(self, other: Basis) -> bool:
         """Whether ``other`` has the same columns."""
         return isinstance(other, Full) and torch.equal(self.columns, other.columns)
@@ -194,9 +220,8 @@ class Symmetric(Basis):
     def synthesis(self, c: torch.Tensor) -> torch.Tensor:
         """The inverse, which is the transpose."""
         up, low = c.triu(1), c.tril(-1)
-        return (
-            (up + up.mT + low - low.mT) / math.sqrt(2)
-            + torch.diag_embed(torch.diagonal(c, dim1=-2, dim2=-1))
+        return (up + up.mT + low - low.mT) / math.sqrt(2) + torch.diag_embed(
+            torch.diagonal(c, dim1=-2, dim2=-1)
         )
 
     def same(self, other: Basis) -> bool:
@@ -218,9 +243,19 @@ class Eigen(Covariance):
 
     def __init__(self, basis: Basis, eigenvalues: torch.Tensor) -> None:
         if tuple(eigenvalues.shape) != basis.coefficients:
-            raise InputError("eigenvalues", expected=f"shape {basis.coefficients}", got=tuple(eigenvalues.shape), fix="give one eigenvalue per coefficient of the basis")
+            raise InputError(
+                "eigenvalues",
+                expected=f"shape {basis.coefficients}",
+                got=tuple(eigenvalues.shape),
+                fix="give one eigenvalue per coefficient of the basis",
+            )
         if not torch.isfinite(eigenvalues).all() or (eigenvalues < 0).any():
-            raise InputError("eigenvalues", expected="finite and non-negative numbers", got=f"values from {eigenvalues.min()} to {eigenvalues.max()}", fix="a covariance has no negative eigenvalue; check the matrix or the spectrum")
+            raise InputError(
+                "eigenvalues",
+                expected="finite and non-negative numbers",
+                got=f"values from {eigenvalues.min()} to {eigenvalues.max()}",
+                fix="a covariance has no negative eigenvalue; check the matrix or the spectrum",
+            )
         self.basis, self.eigenvalues = basis, eigenvalues
         self.shape, self.white_shape = basis.shape, basis.coefficients
         positive = eigenvalues[eigenvalues > 0].double()
@@ -242,6 +277,11 @@ class Eigen(Covariance):
         """``B lambda^+ B^T x``."""
         return self.basis.synthesis(_reciprocal(self.eigenvalues).to(x) * self.basis.analysis(x))
 
+    def variance(self) -> torch.Tensor:
+        """The diagonal of ``Sigma``."""
+        square = self.basis.square(self.eigenvalues)
+        return super().variance() if square is None else square
+
 
 @final
 class Precision(Covariance):
@@ -261,13 +301,28 @@ class Precision(Covariance):
         self.matrix = sp.csc_matrix(matrix).astype(np.float64)
         self.rank = self.matrix.shape[0]
         if self.matrix.shape != (math.prod(self.shape),) * 2:
-            raise InputError("matrix", expected=f"a square sparse matrix of {math.prod(self.shape)} rows", got=self.matrix.shape, fix="one row per value of the state")
+            raise InputError(
+                "matrix",
+                expected=f"a square sparse matrix of {math.prod(self.shape)} rows",
+                got=self.matrix.shape,
+                fix="one row per value of the state",
+            )
         if abs(self.matrix - self.matrix.T).max() > 1e-10 * abs(self.matrix).max():
-            raise InputError("matrix", expected="a symmetric precision matrix", got="an asymmetric one", fix="pass (Q + Q.T) / 2")
+            raise InputError(
+                "matrix",
+                expected="a symmetric precision matrix",
+                got="an asymmetric one",
+                fix="pass (Q + Q.T) / 2",
+            )
         self._lu = _symmetric_lu(self.matrix)
         self._pivots = self._lu.U.diagonal()
         if not (self._pivots > 0).all():
-            raise InputError("matrix", expected="a positive definite precision matrix", got=f"a pivot of {self._pivots.min():.3g}", fix="add a small multiple of the identity")
+            raise InputError(
+                "matrix",
+                expected="a positive definite precision matrix",
+                got=f"a pivot of {self._pivots.min():.3g}",
+                fix="add a small multiple of the identity",
+            )
         self.logdet = -float(np.log(self._pivots).sum())
         self._upper = sp.csr_matrix(self._lu.L.T)
         self._lower = sp.csr_matrix(self._lu.L)
@@ -338,15 +393,32 @@ def dense(matrix: Any, shape: Sequence[int] | None = None, *, tolerance: float =
     n = values.shape[0] if values.ndim == 2 else -1
     shape = (n,) if shape is None else tuple(shape)
     if values.ndim != 2 or values.shape != (n, n) or n != math.prod(shape):
-        raise InputError("matrix", expected=f"a square matrix of {math.prod(shape)} rows", got=f"shape {tuple(values.shape)}", fix="one row and column per value of the state")
+        raise InputError(
+            "matrix",
+            expected=f"a square matrix of {math.prod(shape)} rows",
+            got=f"shape {tuple(values.shape)}",
+            fix="one row and column per value of the state",
+        )
     if n > _DENSE_LIMIT:
-        raise InputError("matrix", expected=f"at most {_DENSE_LIMIT} rows", got=n, fix="use spectral() or precision(), which form no matrix")
+        raise InputError(
+            "matrix",
+            expected=f"at most {_DENSE_LIMIT} rows",
+            got=n,
+            fix="use spectral() or precision(), which form no matrix",
+        )
     if (values - values.T).abs().max() > 1e-8 * values.abs().max():
-        raise InputError("matrix", expected="a symmetric matrix", got="an asymmetric one", fix="pass (S + S.T) / 2")
+        raise InputError(
+            "matrix", expected="a symmetric matrix", got="an asymmetric one", fix="pass (S + S.T) / 2"
+        )
     eigenvalues, vectors = torch.linalg.eigh((values + values.T) / 2)
     top = float(eigenvalues[-1])
     if float(eigenvalues[0]) < -1e-8 * max(top, 0.0) or top < 0:
-        raise InputError("matrix", expected="a positive semi-definite matrix", got=f"a smallest eigenvalue of {float(eigenvalues[0]):.3g}", fix="check the covariance, or add a small multiple of the identity")
+        raise InputError(
+            "matrix",
+            expected="a positive semi-definite matrix",
+            got=f"a smallest eigenvalue of {float(eigenvalues[0]):.3g}",
+            fix="check the covariance, or add a small multiple of the identity",
+        )
     return Eigen(Full(shape, vectors), torch.where(eigenvalues > tolerance * top, eigenvalues, 0.0))
 
 
@@ -359,7 +431,9 @@ def kernel(function: Callable[[np.ndarray], np.ndarray], points: Any) -> Eigen:
     """
     t = np.asarray(points)
     if t.ndim != 1:
-        raise InputError("points", expected="1-D points", got=f"shape {t.shape}", fix="pass one coordinate per value")
+        raise InputError(
+            "points", expected="1-D points", got=f"shape {t.shape}", fix="pass one coordinate per value"
+        )
     t = (t - t[0]) / np.timedelta64(1, "D") if t.dtype.kind == "M" else t.astype(np.float64)
     return dense(function(np.abs(t[:, None] - t[None, :])))
 
@@ -389,7 +463,12 @@ def spectral(
     try:
         values = torch.broadcast_to(values, shape).contiguous()
     except RuntimeError as error:
-        raise InputError("eigenvalues", expected=f"a shape broadcastable to {shape}", got=tuple(values.shape), fix="one eigenvalue per mode") from error
+        raise InputError(
+            "eigenvalues",
+            expected=f"a shape broadcastable to {shape}",
+            got=tuple(values.shape),
+            fix="one eigenvalue per mode",
+        ) from error
     return Eigen(Axes(shape, matrices), values)
 
 
@@ -414,7 +493,12 @@ def graph(space: Space, function: Callable[[np.ndarray], np.ndarray], *, dim: st
         dim: the node dim.
     """
     if space.edges is None or dim not in space.sizes or space.shape[-1] != space.sizes[dim]:
-        raise InputError("space", expected=f"a space of node values with edges and a dim {dim!r}", got=space, fix="build it with Space({'node': n}, edges=...)")
+        raise InputError(
+            "space",
+            expected=f"a space of node values with edges and a dim {dim!r}",
+            got=space,
+            fix="build it with Space({'node': n}, edges=...)",
+        )
     n = space.sizes[dim]
     laplacian = np.zeros((n, n))
     for i, j in space.edges.T:
@@ -456,8 +540,41 @@ def symmetric(shape: Sequence[int]) -> Eigen:
     """
     shape = tuple(shape)
     if len(shape) < 2 or shape[-1] != shape[-2]:
-        raise InputError("shape", expected="square matrices on the last two axes", got=shape, fix="give (..., n, n)")
+        raise InputError(
+            "shape", expected="square matrices on the last two axes", got=shape, fix="give (..., n, n)"
+        )
     return Eigen(Symmetric(shape), torch.ones(shape, dtype=torch.float64).triu())
+
+
+def scaled(covariance: Covariance, scale: torch.Tensor) -> Covariance:
+    """``S^-1 Sigma S^-1`` for a diagonal ``S``, broadcastable to the covariance's shape: a change of units.
+
+    The basis is kept where ``S`` is constant along the axes that it mixes.
+    """
+    scale = torch.broadcast_to(scale.double().cpu(), covariance.shape)
+    if isinstance(covariance, Precision):
+        import scipy.sparse as sp
+
+        units = sp.diags(scale.reshape(-1).numpy())
+        return Precision(covariance.shape, units @ covariance.matrix @ units)
+    if isinstance(covariance, Eigen):
+        basis = covariance.basis
+        mixed = (
+            ()
+            if isinstance(basis, Standard)
+            else tuple(i for i, m in enumerate(basis.matrices) if m is not None)
+            if isinstance(basis, Axes)
+            else tuple(range(scale.ndim))
+        )
+        first = scale
+        for axis in mixed:
+            first = first.narrow(axis, 0, 1)
+        if bool((scale == first).all()):
+            values = scale if not isinstance(basis, Full) else scale.reshape(-1)
+            return Eigen(basis, covariance.eigenvalues / values**2)
+    n = math.prod(covariance.shape)
+    eye = torch.eye(n, dtype=torch.float64).reshape(n, *covariance.shape)
+    return dense(_flat(covariance.apply(eye / scale) / scale, covariance.shape), covariance.shape)
 
 
 # -- two covariances at once ------------------------------------------------------------------------
@@ -489,7 +606,9 @@ class Joint(ABC):
 class _Spectrum(Joint):
     """``C = T T^T``, ``Sigma = T diag(eigenvalues) T^T``, ``T = frame C^1/2`` in a common basis."""
 
-    def __init__(self, basis: Basis, frame: torch.Tensor | None, eigenvalues: torch.Tensor, noise: Covariance) -> None:
+    def __init__(
+        self, basis: Basis, frame: torch.Tensor | None, eigenvalues: torch.Tensor, noise: Covariance
+    ) -> None:
         # frame holds sqrt of the eigenvalues of C where the basis is C's own, None where T is in `basis`
         self.basis, self.frame, self.eigenvalues, self.noise = basis, frame, eigenvalues, noise
         self.largest = float(eigenvalues.max())
@@ -568,10 +687,22 @@ class _Scaled(Covariance):
         used = weights > 0 if spectrum.frame is None else (weights > 0) & (spectrum.frame > 0)
         self.rank = int(used.sum())
         whole = self.rank == spectrum.noise.rank
-        self.logdet = float(weights[used].log().sum()) + (spectrum.noise.logdet if whole else spectrum._logdet_on(used))
+        self.logdet = float(weights[used].log().sum()) + (
+            spectrum.noise.logdet if whole else spectrum._logdet_on(used)
+        )
 
     def sqrt(self, z: torch.Tensor) -> torch.Tensor:
         return self.spectrum.synthesis(self.weights.to(z).sqrt() * z)
+
+    def variance(self) -> torch.Tensor:
+        basis = self.spectrum.basis
+        weights = self.weights if self.spectrum.frame is None else self.weights * self.spectrum.frame**2
+        square = (
+            (basis.columns**2 @ weights).reshape(self.shape)
+            if isinstance(basis, _Oblique)
+            else basis.square(weights)
+        )
+        return super().variance() if square is None else square
 
     def sqrt_adjoint(self, x: torch.Tensor) -> torch.Tensor:
         return self.weights.to(x).sqrt() * self.spectrum.adjoint(x)
@@ -595,7 +726,11 @@ class _Markov(Joint):
 
         self.prior, self.variance = prior, variance
         start = np.random.Generator(np.random.Philox(0)).standard_normal(prior.rank)
-        lowest = eigsh(prior.matrix, k=1, sigma=0, v0=start, return_eigenvectors=False)[0] if prior.rank > 2 else np.linalg.eigvalsh(prior.matrix.toarray())[0]
+        lowest = (
+            eigsh(prior.matrix, k=1, sigma=0, v0=start, return_eigenvectors=False)[0]
+            if prior.rank > 2
+            else np.linalg.eigvalsh(prior.matrix.toarray())[0]
+        )
         self.largest = float(1.0 / lowest / variance)
         self._cache: dict[float, Precision] = {}
 
@@ -605,7 +740,9 @@ class _Markov(Joint):
 
         if variance not in self._cache:
             eye = sp.identity(self.prior.rank, format="csc")
-            self._cache[variance] = Precision(self.prior.shape, self.prior.matrix + eye / (variance * self.variance))
+            self._cache[variance] = Precision(
+                self.prior.shape, self.prior.matrix + eye / (variance * self.variance)
+            )
         return self._cache[variance]
 
     def shrink(self, x: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
@@ -644,28 +781,49 @@ def joint(prior: Covariance, noise: Covariance) -> Joint:
         InputError: if the prior has mass outside the range of the noise, or a dense problem is too large.
     """
     if prior.shape != noise.shape:
-        raise InputError("reference", expected=f"a covariance on shape {prior.shape}", got=noise.shape, fix="prior and reference noise live on the same space")
+        raise InputError(
+            "reference",
+            expected=f"a covariance on shape {prior.shape}",
+            got=noise.shape,
+            fix="prior and reference noise live on the same space",
+        )
     level = _level(noise)
     if isinstance(prior, Precision):
         if level is None:
-            raise InputError("reference", expected="white noise beside a sparse precision", got=type(noise).__name__, fix="use graph(), or a white reference")
+            raise InputError(
+                "reference",
+                expected="white noise beside a sparse precision",
+                got=type(noise).__name__,
+                fix="use graph(), or a white reference",
+            )
         return _Markov(prior, level)
     if isinstance(prior, Eigen) and isinstance(noise, Eigen):
         if level is not None:
             frame = torch.full_like(prior.eigenvalues, math.sqrt(level))
             return _Spectrum(prior.basis, frame, prior.eigenvalues / level, noise)
         if prior.basis == noise.basis or (_level(prior) is not None and not isinstance(noise.basis, Full)):
-            values = prior.eigenvalues if prior.basis == noise.basis else torch.full_like(noise.eigenvalues, _level(prior) or 0.0)
+            values = (
+                prior.eigenvalues
+                if prior.basis == noise.basis
+                else torch.full_like(noise.eigenvalues, _level(prior) or 0.0)
+            )
             if bool(((noise.eigenvalues == 0) & (values > 0)).any()):
                 raise _outside()
-            return _Spectrum(noise.basis, noise.eigenvalues.sqrt(), values * _reciprocal(noise.eigenvalues), noise)
+            return _Spectrum(
+                noise.basis, noise.eigenvalues.sqrt(), values * _reciprocal(noise.eigenvalues), noise
+            )
     return _dense_joint(prior, noise)
 
 
 def _dense_joint(prior: Covariance, noise: Covariance) -> Joint:
     n = math.prod(prior.shape)
     if n > _DENSE_LIMIT:
-        raise InputError("reference", expected=f"a reference in the basis of the prior, or at most {_DENSE_LIMIT} values", got=f"{n} values in different bases", fix="use a white reference or the same spectral basis")
+        raise InputError(
+            "reference",
+            expected=f"a reference in the basis of the prior, or at most {_DENSE_LIMIT} values",
+            got=f"{n} values in different bases",
+            fix="use a white reference or the same spectral basis",
+        )
     eye = torch.eye(n, dtype=torch.float64).reshape(n, *prior.shape)
     sigma = _flat(prior.apply(eye), prior.shape)
     gamma, u = torch.linalg.eigh(_flat(noise.apply(eye), prior.shape))
@@ -680,7 +838,12 @@ def _dense_joint(prior: Covariance, noise: Covariance) -> Joint:
 
 
 def _outside() -> InputError:
-    return InputError("reference", expected="a reference noise whose range holds the whole prior", got="a prior with mass outside it", fix="choose a reference noise that is positive wherever the prior is")
+    return InputError(
+        "reference",
+        expected="a reference noise whose range holds the whole prior",
+        got="a prior with mass outside it",
+        fix="choose a reference noise that is positive wherever the prior is",
+    )
 
 
 def _level(covariance: Covariance) -> float | None:
@@ -707,7 +870,12 @@ def _modes(n: int, boundary: str) -> torch.Tensor:
     if boundary == "dirichlet":
         return torch.from_numpy(fft.idst(np.eye(n), type=1, axis=0, norm="ortho"))
     if boundary != "periodic":
-        raise InputError("boundary", expected="'periodic', 'neumann' or 'dirichlet'", got=repr(boundary), fix="choose one of the three")
+        raise InputError(
+            "boundary",
+            expected="'periodic', 'neumann' or 'dirichlet'",
+            got=repr(boundary),
+            fix="choose one of the three",
+        )
     k, t = (np.arange(n) + 1) // 2, np.arange(n)[:, None] * 2 * np.pi / n
     waves = np.where(np.arange(n) % 2 == 1, np.cos(k * t), np.sin(k * t))
     waves[:, 0] = 1.0
@@ -729,7 +897,9 @@ def _flat(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _float64(values: Any, argument: str) -> torch.Tensor:
-    tensor = torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values, dtype=np.float64))
+    tensor = torch.as_tensor(
+        values if isinstance(values, torch.Tensor) else np.asarray(values, dtype=np.float64)
+    )
     if not torch.isfinite(tensor).all():
         raise InputError(argument, expected="finite numbers", got="NaN or infinity", fix="remove them")
     return tensor.to(torch.float64)

@@ -73,19 +73,38 @@ class Gaussian(Noise):
 
     def __init__(self, sd: Any = None, *, covariance: Covariance | None = None) -> None:
         if (sd is None) == (covariance is None):
-            raise InputError("sd", expected="either sd or covariance", got="both or none", fix="pass Gaussian(0.1) or Gaussian(covariance=R)")
+            raise InputError(
+                "sd",
+                expected="either sd or covariance",
+                got="both or none",
+                fix="pass Gaussian(0.1) or Gaussian(covariance=R)",
+            )
         self._covariance = covariance
         self.sd: torch.Tensor | None = None
         if covariance is not None:
             if covariance.rank != math.prod(covariance.shape):
-                raise InputError("covariance", expected="a covariance of full rank", got=f"rank {covariance.rank} of {math.prod(covariance.shape)}", fix="add a small variance to every value")
+                raise InputError(
+                    "covariance",
+                    expected="a covariance of full rank",
+                    got=f"rank {covariance.rank} of {math.prod(covariance.shape)}",
+                    fix="add a small variance to every value",
+                )
             return
         try:
             self.sd = torch.as_tensor(np.asarray(sd, dtype=np.float64))
         except (TypeError, ValueError) as error:
-            raise InputError("sd", expected="a number or an array of numbers", got=repr(sd), fix="pass for example Gaussian(0.1)") from error
+            raise InputError(
+                "sd",
+                expected="a number or an array of numbers",
+                got=repr(sd),
+                fix="pass for example Gaussian(0.1)",
+            ) from error
         if not torch.isfinite(self.sd).all() or (self.sd <= 0).any():
-            advice = "noise-free data: use a small sd, such as 1e-5 of the data's rms, and float64" if bool((self.sd == 0).any()) else "pass a positive standard deviation (not a variance)"
+            advice = (
+                "noise-free data: use a small sd, such as 1e-5 of the data's rms, and float64"
+                if bool((self.sd == 0).any())
+                else "pass a positive standard deviation (not a variance)"
+            )
             raise InputError("sd", expected="positive finite standard deviations", got=repr(sd), fix=advice)
 
     def covariance(self, shape: tuple[int, ...]) -> Covariance:
@@ -97,14 +116,27 @@ class Gaussian(Noise):
 
     def check(self, y: torch.Tensor) -> None:
         """Refuse arrays of another shape than the observation's."""
-        shape = tuple(self._covariance.shape) if self._covariance is not None else tuple(self.sd.shape) if self.sd is not None else ()
+        shape = (
+            tuple(self._covariance.shape)
+            if self._covariance is not None
+            else tuple(self.sd.shape)
+            if self.sd is not None
+            else ()
+        )
         if shape and shape != tuple(y.shape[1:]):
-            raise InputError("noise", expected=f"a scalar sd, or one value per observation, shape {tuple(y.shape[1:])}", got=f"shape {shape}", fix="nothing is broadcast; give the noise the observation's shape")
+            raise InputError(
+                "noise",
+                expected=f"a scalar sd, or one value per observation, shape {tuple(y.shape[1:])}",
+                got=f"shape {shape}",
+                fix="nothing is broadcast; give the noise the observation's shape",
+            )
 
     def draw(self, mean: torch.Tensor, streams: Streams) -> torch.Tensor:
         """``mean + R^1/2 z``."""
         covariance = self.covariance(tuple(mean.shape[1:]))
-        return mean + covariance.sqrt(streams.normal(covariance.white_shape, dtype=mean.dtype, device=mean.device))
+        return mean + covariance.sqrt(
+            streams.normal(covariance.white_shape, dtype=mean.dtype, device=mean.device)
+        )
 
     def log_prob(self, y: torch.Tensor, mean: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """``log N(y; mean, R)``; missing values are integrated out."""
@@ -135,5 +167,13 @@ class Gaussian(Noise):
 
     def __repr__(self) -> str:
         if self.sd is None:
-            return f"Gaussian(covariance on {self._covariance.shape})" if self._covariance is not None else "Gaussian()"
-        return f"Gaussian({float(self.sd):g})" if self.sd.ndim == 0 else f"Gaussian(sd of shape {tuple(self.sd.shape)})"
+            return (
+                f"Gaussian(covariance on {self._covariance.shape})"
+                if self._covariance is not None
+                else "Gaussian()"
+            )
+        return (
+            f"Gaussian({float(self.sd):g})"
+            if self.sd.ndim == 0
+            else f"Gaussian(sd of shape {tuple(self.sd.shape)})"
+        )

@@ -64,7 +64,12 @@ class Space:
         for dim, labels in coords.items():
             if isinstance(labels, (int, np.integer)) and not isinstance(labels, bool):
                 if labels < 1:
-                    raise InputError("coords", expected=f"a size of at least 1 for dim {dim!r}", got=labels, fix="drop the dim or give it a size")  # noqa: E501
+                    raise InputError(
+                        "coords",
+                        expected=f"a size of at least 1 for dim {dim!r}",
+                        got=labels,
+                        fix="drop the dim or give it a size",
+                    )  # noqa: E501
                 self.sizes[dim] = int(labels)
             else:
                 self.coords[dim] = _labels(dim, labels)
@@ -138,33 +143,74 @@ class Space:
                 for a real variable.
         """
         lead = () if batch_dim is None else (batch_dim,)
-        values = self._labelled(data, argument, lead) if _is_labelled(data) else self._array(data, argument, lead)
+        values = (
+            self._labelled(data, argument, lead) if _is_labelled(data) else self._array(data, argument, lead)
+        )
         bad = np.isinf(values) if missing else ~np.isfinite(values)
         if bad.any():
-            advice = "drop or fill those values" if missing else "fill them, or pass missing='mask' where a mask is allowed"
-            raise InputError(argument, expected="finite numbers", got=f"{int(bad.sum())} NaN or infinite of {values.size} values", fix=advice)
+            advice = (
+                "drop or fill those values"
+                if missing
+                else "fill them, or pass missing='mask' where a mask is allowed"
+            )
+            raise InputError(
+                argument,
+                expected="finite numbers",
+                got=f"{int(bad.sum())} NaN or infinite of {values.size} values",
+                fix=advice,
+            )
         return torch.tensor(values, dtype=dtype, device=device)
 
     def _array(self, data: Any, argument: str, lead: tuple[str, ...]) -> np.ndarray:
         try:
-            values = data.detach().resolve_conj().cpu().numpy() if isinstance(data, torch.Tensor) else np.asarray(data)
+            values = (
+                data.detach().resolve_conj().cpu().numpy()
+                if isinstance(data, torch.Tensor)
+                else np.asarray(data)
+            )
         except (TypeError, ValueError) as error:
-            raise InputError(argument, expected="an array of numbers", got=type(data).__name__, fix="pass numpy, torch, pandas or xarray data") from error
+            raise InputError(
+                argument,
+                expected="an array of numbers",
+                got=type(data).__name__,
+                fix="pass numpy, torch, pandas or xarray data",
+            ) from error
         if isinstance(values, np.ma.MaskedArray):
-            raise InputError(argument, expected="an array without a mask", got="a numpy masked array", fix="use data.filled(numpy.nan) and missing='mask'")
+            raise InputError(
+                argument,
+                expected="an array without a mask",
+                got="a numpy masked array",
+                fix="use data.filled(numpy.nan) and missing='mask'",
+            )
         if values.dtype.kind not in "biufc":
-            raise InputError(argument, expected="an array of numbers", got=f"dtype {values.dtype}", fix="convert it to numbers first")
+            raise InputError(
+                argument,
+                expected="an array of numbers",
+                got=f"dtype {values.dtype}",
+                fix="convert it to numbers first",
+            )
         if values.dtype.kind == "c":
             values = self._split_complex(values, argument, len(lead))
         expected = self.shape
         if values.ndim != len(lead) + len(expected) or values.shape[len(lead) :] != expected:
             want = (*lead, *expected)
-            raise InputError(argument, expected=f"shape {_show(want)} of {self!r}", got=f"shape {values.shape}", fix="nothing is broadcast; reshape the data, or pass labelled xarray data" + (", or name batch_dim" if values.ndim == len(expected) + 1 and not lead else ""))
+            raise InputError(
+                argument,
+                expected=f"shape {_show(want)} of {self!r}",
+                got=f"shape {values.shape}",
+                fix="nothing is broadcast; reshape the data, or pass labelled xarray data"
+                + (", or name batch_dim" if values.ndim == len(expected) + 1 and not lead else ""),
+            )
         return values
 
     def _split_complex(self, values: np.ndarray, argument: str, lead: int) -> np.ndarray:
         if not self.homogeneous or not all(v.complex for v in self.variables.values()):
-            raise InputError(argument, expected="real numbers", got=f"dtype {values.dtype}", fix="declare the variable complex: Variable(dims, complex=True)")
+            raise InputError(
+                argument,
+                expected="real numbers",
+                got=f"dtype {values.dtype}",
+                fix="declare the variable complex: Variable(dims, complex=True)",
+            )
         if len(self.variables) == 1:
             return np.stack([values.real, values.imag], axis=lead)
         parts = np.stack([values.real, values.imag], axis=lead + 1)
@@ -175,32 +221,68 @@ class Space:
         absent = [name for name in self.variables if name not in dataset]
         extra = [str(name) for name in dataset.data_vars if name not in self.variables]
         if absent or extra:
-            raise InputError(argument, expected=f"variables {list(self.variables)}", got=f"variables {[str(v) for v in dataset.data_vars]}", fix="rename or select the variables")
+            raise InputError(
+                argument,
+                expected=f"variables {list(self.variables)}",
+                got=f"variables {[str(v) for v in dataset.data_vars]}",
+                fix="rename or select the variables",
+            )
         parts = []
         for name, variable in self.variables.items():
             array = dataset[name]
             self._check_labels(array, name, variable, argument, lead)
             values = array.transpose(*lead, *variable.dims).values
             if values.dtype.kind not in "biufc" or (values.dtype.kind == "c" and not variable.complex):
-                raise InputError(argument, expected=f"{'complex' if variable.complex else 'real'} numbers in {name!r}", got=f"dtype {values.dtype}", fix="convert the variable, or declare it complex in the space")
+                raise InputError(
+                    argument,
+                    expected=f"{'complex' if variable.complex else 'real'} numbers in {name!r}",
+                    got=f"dtype {values.dtype}",
+                    fix="convert the variable, or declare it complex in the space",
+                )
             parts += [values.real, values.imag] if variable.complex else [values]
         n = len(lead)
         if not self.homogeneous:
             return np.concatenate([p.reshape(*p.shape[:n], -1) for p in parts], axis=n)
         return parts[0] if len(parts) == 1 else np.stack(parts, axis=n)
 
-    def _check_labels(self, array: xr.DataArray, name: str, variable: Variable, argument: str, lead: tuple[str, ...]) -> None:
+    def _check_labels(
+        self, array: xr.DataArray, name: str, variable: Variable, argument: str, lead: tuple[str, ...]
+    ) -> None:
         want = {*lead, *variable.dims}
         if set(array.dims) != want:
-            raise InputError(argument, expected=f"dims {sorted(want)} for {name!r}", got=f"dims {[str(d) for d in array.dims]}", fix="rename, select or add dims; batches of states need batch_dim")
+            raise InputError(
+                argument,
+                expected=f"dims {sorted(want)} for {name!r}",
+                got=f"dims {[str(d) for d in array.dims]}",
+                fix="rename, select or add dims; batches of states need batch_dim",
+            )
         for dim in variable.dims:
             if array.sizes[dim] != self.sizes[dim]:
-                raise InputError(argument, expected=f"{self.sizes[dim]} values along {dim!r}", got=array.sizes[dim], fix="reindex the data to the coords of the space")
-            if dim in self.coords and dim in array.coords and not _same_labels(self.coords[dim], np.asarray(array[dim].values)):
-                raise InputError(argument, expected=f"coords of {dim!r} equal to the space's ({_brief(self.coords[dim])})", got=_brief(np.asarray(array[dim].values)), fix="reindex or interpolate the data to the space, or build the space from the data's coords")
+                raise InputError(
+                    argument,
+                    expected=f"{self.sizes[dim]} values along {dim!r}",
+                    got=array.sizes[dim],
+                    fix="reindex the data to the coords of the space",
+                )
+            if (
+                dim in self.coords
+                and dim in array.coords
+                and not _same_labels(self.coords[dim], np.asarray(array[dim].values))
+            ):
+                raise InputError(
+                    argument,
+                    expected=f"coords of {dim!r} equal to the space's ({_brief(self.coords[dim])})",
+                    got=_brief(np.asarray(array[dim].values)),
+                    fix="reindex or interpolate the data to the space, or build the space from the data's coords",
+                )
         units = array.attrs.get("units")
         if units is not None and variable.units is not None and units != variable.units:
-            raise InputError(argument, expected=f"units {variable.units!r} for {name!r}", got=f"units {units!r}", fix="convert the data, or correct its attrs['units']")
+            raise InputError(
+                argument,
+                expected=f"units {variable.units!r} for {name!r}",
+                got=f"units {units!r}",
+                fix="convert the data, or correct its attrs['units']",
+            )
 
     # -- xarray out ------------------------------------------------------------------------------
 
@@ -255,16 +337,35 @@ class Space:
     def to_dict(self) -> dict[str, Any]:
         """The space as plain JSON values; `from_dict` brings it back."""
         return {
-            "coords": {d: {"dtype": str(self.coords[d].dtype), "values": self.coords[d].astype(str).tolist() if self.coords[d].dtype.kind in "MmU" else self.coords[d].tolist()} if d in self.coords else n for d, n in self.sizes.items()},
-            "variables": {n: {"dims": list(v.dims), "units": v.units, "complex": v.complex, "attrs": dict(v.attrs)} for n, v in self.variables.items()},
+            "coords": {
+                d: {
+                    "dtype": str(self.coords[d].dtype),
+                    "values": self.coords[d].astype(str).tolist()
+                    if self.coords[d].dtype.kind in "MmU"
+                    else self.coords[d].tolist(),
+                }
+                if d in self.coords
+                else n
+                for d, n in self.sizes.items()
+            },
+            "variables": {
+                n: {"dims": list(v.dims), "units": v.units, "complex": v.complex, "attrs": dict(v.attrs)}
+                for n, v in self.variables.items()
+            },
             "edges": None if self.edges is None else self.edges.tolist(),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Space:
         """Rebuild a space from `to_dict`."""
-        coords = {d: c if isinstance(c, int) else np.array(c["values"], dtype=c["dtype"]) for d, c in data["coords"].items()}
-        variables = {n: Variable(tuple(v["dims"]), v["units"], v["complex"], v["attrs"]) for n, v in data["variables"].items()}
+        coords = {
+            d: c if isinstance(c, int) else np.array(c["values"], dtype=c["dtype"])
+            for d, c in data["coords"].items()
+        }
+        variables = {
+            n: Variable(tuple(v["dims"]), v["units"], v["complex"], v["attrs"])
+            for n, v in data["variables"].items()
+        }
         return cls(coords, variables, edges=data["edges"])
 
     def __repr__(self) -> str:
@@ -273,19 +374,43 @@ class Space:
         return f"Space({names} on ({sizes}))"
 
     def _repr_html_(self) -> str:
-        return self.dataset(torch.zeros(self.shape, dtype=torch.float64)).isel({d: slice(0) for d in self.dims})._repr_html_()
+        return (
+            self.dataset(torch.zeros(self.shape, dtype=torch.float64))
+            .isel({d: slice(0) for d in self.dims})
+            ._repr_html_()
+        )
 
 
 def _labels(dim: str, labels: Any) -> np.ndarray:
     values = np.asarray(labels)
     if values.ndim != 1 or values.size == 0:
-        raise InputError("coords", expected=f"a size or 1-D labels for dim {dim!r}", got=f"shape {values.shape}", fix="pass an int or a 1-D array")
+        raise InputError(
+            "coords",
+            expected=f"a size or 1-D labels for dim {dim!r}",
+            got=f"shape {values.shape}",
+            fix="pass an int or a 1-D array",
+        )
     if values.dtype.kind == "O":
         values = values.astype(str)
-    if values.dtype.kind == "f" and not np.isfinite(values).all() or values.dtype.kind == "M" and np.isnat(values).any():
-        raise InputError("coords", expected=f"finite labels for dim {dim!r}", got="NaN, infinite or NaT labels", fix="drop those entries")
+    if (
+        values.dtype.kind == "f"
+        and not np.isfinite(values).all()
+        or values.dtype.kind == "M"
+        and np.isnat(values).any()
+    ):
+        raise InputError(
+            "coords",
+            expected=f"finite labels for dim {dim!r}",
+            got="NaN, infinite or NaT labels",
+            fix="drop those entries",
+        )
     if len(np.unique(values)) != len(values):
-        raise InputError("coords", expected=f"distinct labels for dim {dim!r}", got="repeated labels", fix="drop or average the duplicates")
+        raise InputError(
+            "coords",
+            expected=f"distinct labels for dim {dim!r}",
+            got="repeated labels",
+            fix="drop or average the duplicates",
+        )
     return values
 
 
@@ -296,7 +421,12 @@ def _variables(variables: Any, dims: tuple[str, ...]) -> dict[str, Variable]:
     out = {n: v if isinstance(v, Variable) else Variable(dims, v) for n, v in items}
     for name, v in out.items():
         if not set(v.dims) <= set(dims) or name in dims:
-            raise InputError("variables", expected=f"variables named unlike the dims, on dims {dims}", got=f"{name!r} on {v.dims}", fix="name every dim in coords and rename the variable")
+            raise InputError(
+                "variables",
+                expected=f"variables named unlike the dims, on dims {dims}",
+                got=f"{name!r} on {v.dims}",
+                fix="name every dim in coords and rename the variable",
+            )
     if not out:
         raise InputError("variables", expected="at least one variable", got="none", fix="name one")
     return out
@@ -304,8 +434,18 @@ def _variables(variables: Any, dims: tuple[str, ...]) -> dict[str, Variable]:
 
 def _edges(edges: Any) -> np.ndarray:
     values = np.asarray(edges)
-    if values.ndim != 2 or values.shape[0] != 2 or values.dtype.kind not in "iu" or (values.size and values.min() < 0):
-        raise InputError("edges", expected="an integer array (2, edges) of node numbers", got=f"{values.dtype} {values.shape}", fix="pass the two end nodes of every edge, counted from 0")
+    if (
+        values.ndim != 2
+        or values.shape[0] != 2
+        or values.dtype.kind not in "iu"
+        or (values.size and values.min() < 0)
+    ):
+        raise InputError(
+            "edges",
+            expected="an integer array (2, edges) of node numbers",
+            got=f"{values.dtype} {values.shape}",
+            fix="pass the two end nodes of every edge, counted from 0",
+        )
     return values
 
 
@@ -321,15 +461,30 @@ def _as_dataset(data: Any, space: Space, argument: str) -> xr.Dataset:
         data = xr.DataArray(data.values, dims=space.dims[:1], coords={space.dims[0]: data.index.values})
     elif isinstance(data, pd.DataFrame):
         if len(space.dims) == 1:
-            data = xr.Dataset({str(c): (space.dims, data[c].values) for c in data}, coords={space.dims[0]: data.index.values})
+            data = xr.Dataset(
+                {str(c): (space.dims, data[c].values) for c in data},
+                coords={space.dims[0]: data.index.values},
+            )
         else:
-            data = xr.DataArray(data.values, dims=space.dims[:2], coords=[data.index.values, data.columns.values])
+            data = xr.DataArray(
+                data.values, dims=space.dims[:2], coords=[data.index.values, data.columns.values]
+            )
     if isinstance(data, xr.DataArray):
         if len(space.variables) != 1:
-            raise InputError(argument, expected=f"an xarray.Dataset with variables {list(space.variables)}", got="a DataArray", fix="pass a Dataset")
+            raise InputError(
+                argument,
+                expected=f"an xarray.Dataset with variables {list(space.variables)}",
+                got="a DataArray",
+                fix="pass a Dataset",
+            )
         data = data.to_dataset(name=next(iter(space.variables)))
     if not isinstance(data, xr.Dataset):
-        raise InputError(argument, expected="xarray, pandas, numpy or torch data", got=type(data).__name__, fix="convert it to one of them")
+        raise InputError(
+            argument,
+            expected="xarray, pandas, numpy or torch data",
+            got=type(data).__name__,
+            fix="convert it to one of them",
+        )
     return data
 
 
@@ -338,7 +493,11 @@ def _same_labels(a: np.ndarray, b: np.ndarray) -> bool:
         return False
     if a.dtype.kind in "fiu" and b.dtype.kind in "fiu":
         # labels computed twice differ by rounding; a millionth of the span is far below any spacing
-        return bool(np.allclose(a, b, rtol=0, atol=1e-6 * max(float(np.ptp(a.astype(float))), 1e-300) if len(a) > 1 else 1e-9))
+        return bool(
+            np.allclose(
+                a, b, rtol=0, atol=1e-6 * max(float(np.ptp(a.astype(float))), 1e-300) if len(a) > 1 else 1e-9
+            )
+        )
     return bool(np.array_equal(a, b))
 
 

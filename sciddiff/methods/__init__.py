@@ -1,0 +1,41 @@
+"""Posterior samplers, one family a file, and which of them fits what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sciddiff.methods.base import GuidedDenoiser, Method
+from sciddiff.methods.mmps import MMPS
+
+if TYPE_CHECKING:
+    from sciddiff.posterior import Posterior
+
+__all__ = ["MMPS", "METHODS", "GuidedDenoiser", "Method", "default_method", "fitting", "methods_for"]
+
+METHODS: tuple[type[Method], ...] = (MMPS,)
+
+
+def fitting(posterior: Posterior) -> list[str]:
+    """Names of the methods that fit a posterior, at their default settings."""
+    return [m.__name__ for m in METHODS if m().misfit(posterior) is None]
+
+
+def default_method(posterior: Posterior) -> Method:
+    """The first method that fits: they are listed in the order of how well they are calibrated."""
+    from sciddiff.errors import MethodError
+
+    for method in METHODS:
+        if method().misfit(posterior) is None:
+            return method()
+    raise MethodError(
+        "method",
+        expected="a posterior that some method fits",
+        got="none fits",
+        fix="see methods_for(posterior)",
+    )
+
+
+def methods_for(posterior: Posterior) -> str:
+    """Which methods fit a posterior, and why the others do not, one line each."""
+    lines = [f"{m.__name__}: {m().misfit(posterior) or 'fits'}" for m in METHODS]
+    return "\n".join(lines)

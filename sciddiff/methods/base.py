@@ -1,0 +1,213 @@
+"""What a posterior sampler is, and what one call of `Posterior.sample` hands to it.
+
+Three kinds fit one seam, `Method.draw`: a `GuidedDenoiser` turns ``D`` into ``D_y ~ E[z0 | z, y]`` and
+any solver integrates it; a transition or an ensemble or a variational fit write `draw` themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from sciddiff.errors import InputError
+from sciddiff.posterior import chunks
+from sciddiff.priors.base import Prior
+from sciddiff.random import Streams
+from sciddiff.solvers.base import DPMSolver, Denoiser, Solver
+
+if TYPE_CHECKING:
+    from sciddiff.posterior import Posterior
+
+__all__ = ["Cost", "GuidedDenoiser", "Method", "Rows", "Run", "bar", "integrate"]
+
+Guided = Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Cost:
+    """What was evaluated, in rows: forwards of the denoiser, VJPs through it, operator calls."""
+
+    forwards: int = 0
+    vjps: int = 0
+    operator_calls: int = 0
+
+    def count(self, denoise: Callable[[torch.Tensor, float], torch.Tensor]) -> Denoiser:
+        """The denoiser, counted."""
+
+        def counted(z: torch.Tensor, sigma: float) -> torch.Tensor:
+            self.forwards += len(z)
+            return denoise(z, sigma)
+
+        return counted
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A chunk of draws: ``cases[i]`` is the observation of row i and ``streams`` its noise."""
+
+    cases: torch.Tensor
+    streams: Streams
+
+
+class Run:
+    """One call of `Posterior.sample`: the posterior, the rows to draw, the solver and the cost so far."""
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        method: Method,
+        n: int,
+        *,
+        seed: int,
+        solver: Solver | None,
+        steps: int | None,
+        chunk: int | None,
+        progress: bool | None,
+    ) -> None:
+        if solver is not None and not isinstance(solver, Solver):
+            raise InputError(
+                "solver", expected="a Solver such as Heun()", got=repr(solver), fix="pass an instance"
+            )
+        self.posterior, self.method, self.n, self.seed = posterior, method, n, seed
+        self.solver = (DPMSolver() if solver is None else solver).with_steps(steps)
+        self.chunk, self.cost = chunk, Cost()
+        self.bar = bar(progress)
+        self.notes: dict[str, Any] = {}
+
+    @property
+    def prior(self) -> Prior:
+        """The posterior's prior."""
+        return self.posterior.prior
+
+    def denoise(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
+        """The prior's denoiser, counted."""
+        self.cost.forwards += len(z)
+        return self.prior.denoise(z, sigma)
+
+    def rows(self) -> Iterable[Rows]:
+        """The rows of the result in chunks; the case runs fastest."""
+        cases = self.posterior.cases
+        for part in chunks(self.n * cases, self.prior.space.size, self.chunk):
+            index = [i % cases for i in part]
+            yield Rows(
+                torch.tensor(index, dtype=torch.long, device=self.prior.device),
+                Streams(self.seed, [i // cases for i in part], index, purpose="posterior"),
+            )
+
+    def ensemble(self, case: int) -> Rows:
+        """All draws of one case, for methods whose draws interact."""
+        cases = [case] * self.n
+        return Rows(
+            torch.tensor(cases, dtype=torch.long, device=self.prior.device),
+            Streams(self.seed, range(self.n), cases, purpose="posterior"),
+        )
+
+    def attrs(self) -> dict[str, Any]:
+        """What the result records of the call, as plain values."""
+        from sciddiff import __version__
+
+        total = self.n * self.posterior.cases
+        return {
+            "method": repr(self.method),
+            "settings": json.dumps(self.method.settings(), sort_keys=True),
+            "solver": repr(self.solver) if isinstance(self.method, GuidedDenoiser) else "none",
+            "prior": repr(self.prior),
+            "seed": self.seed,
+            "forwards": self.cost.forwards / total,
+            "vjps": self.cost.vjps / total,
+            "operator_calls": self.cost.operator_calls / total,
+            "sciddiff": __version__,
+            "torch": torch.__version__,
+            **self.notes,
+        }
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A posterior sampler: a frozen dataclass of its settings.
+
+    Attributes:
+        needs: what the posterior has to offer: "linear", "gaussian", "differentiable", "one case".
+        interacts: whether the draws depend on one another.
+        reference: the paper, as BibTeX.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    interacts: ClassVar[bool] = False
+    reference: ClassVar[str] = ""
+
+    @abstractmethod
+    def draw(self, run: Run) -> torch.Tensor:
+        """All rows of the run, ``(n * cases, *shape)``, normalised, the case running fastest."""
+
+    def misfit(self, posterior: Posterior) -> str | None:
+        """Why the method does not fit the posterior, None if it does."""
+        offers = posterior.offers()
+        reasons = [reason for need in sorted(self.needs) if (reason := offers[need]) is not None]
+        return "; ".join(reasons) or None
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class GuidedDenoiser(Method):
+    """A method that is a denoiser given ``y``; draws do not interact."""
+
+    @abstractmethod
+    def guide(self, run: Run) -> Guided:
+        """The function ``(z, sigma, cases) -> D_y``; row i is conditioned on observation ``cases[i]``."""
+
+    def draw(self, run: Run) -> torch.Tensor:
+        """Integrate the guided denoiser from noise to data, chunk by chunk."""
+        guided, out = self.guide(run), []
+        for rows in run.rows():
+            out.append(
+                integrate(
+                    run.prior,
+                    lambda z, s, c=rows.cases: guided(z, s, c),
+                    rows.streams,
+                    run.solver,
+                    None,
+                    run.bar,
+                )
+            )
+        return torch.cat(out)
+
+
+def integrate(
+    prior: Prior,
+    denoise: Denoiser,
+    streams: Streams,
+    solver: Solver | None,
+    steps: int | None,
+    progress: Callable[[Iterable[int]], Iterable[int]],
+) -> torch.Tensor:
+    """Start at ``sigma_max`` and follow the solver to 0.
+
+    The start is ``E[z0 | y] + sigma_max n`` and not just the noise: without that mean the draws would be
+    off by ``E[z0 | y] / sigma_max`` posterior standard deviations. It costs one more forward.
+    """
+    solver = (DPMSolver() if solver is None else solver).with_steps(steps)
+    sigmas = solver.schedule.sigmas(solver.steps, prior.sigma_min, prior.sigma_max)
+    z = sigmas[0] * prior.noise(streams)
+    z = z + denoise(z, sigmas[0])
+    return solver.integrate(denoise, z, sigmas, lambda: prior.noise(streams), progress)
+
+
+def bar(show: bool | None) -> Callable[[Iterable[int]], Iterable[int]]:
+    """A progress bar around an iterable; None shows it on a terminal or in a notebook."""
+    if show is None:
+        show = sys.stderr.isatty() or "ipykernel" in sys.modules
+    if not show:
+        return lambda steps: steps
+    from tqdm.auto import tqdm
+
+    return lambda steps: tqdm(steps, desc="sampling", leave=False)

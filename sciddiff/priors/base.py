@@ -1,0 +1,251 @@
+"""A prior is a denoiser ``D(z, sigma) = E[z0 | z0 + sigma n = z]`` with ``n ~ N(0, C)``.
+
+States ``z`` are in normalised units, ``x = m + S z`` in physical ones; ``C`` is the reference noise.
+The score of the noisy law is ``C^+ (D - z) / sigma^2`` and ``Cov[z0 | z] = sigma^2 J C`` with ``J = dD/dz``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from sciddiff.covariance import Covariance
+from sciddiff.errors import InputError
+from sciddiff.random import Streams
+from sciddiff.spaces import Space
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from sciddiff.noise import Noise
+    from sciddiff.operators.base import Operator
+    from sciddiff.posterior import Posterior
+    from sciddiff.solvers.base import Solver
+
+__all__ = ["Normalisation", "Prior", "level"]
+
+
+@dataclass(frozen=True, eq=False)
+class Normalisation:
+    """``x = mean + scale * z``; both broadcast to the shape of a state, and ``scale`` is positive.
+
+    Example:
+        >>> Normalisation(torch.tensor(1.0), torch.tensor(2.0)).physical(torch.zeros(1, 3))
+        tensor([[1., 1., 1.]])
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def physical(self, z: torch.Tensor) -> torch.Tensor:
+        """``m + S z``."""
+        return self.mean.to(z) + self.scale.to(z) * z
+
+    def normal(self, x: torch.Tensor) -> torch.Tensor:
+        """``(x - m) / S``."""
+        return (x - self.mean.to(x)) / self.scale.to(x)
+
+    def log_det(self, shape: tuple[int, ...]) -> float:
+        """``log |S|`` on states of this shape."""
+        return float(torch.broadcast_to(self.scale.double().log(), shape).sum())
+
+    @classmethod
+    def fit(cls, data: torch.Tensor, space: Space) -> Normalisation:
+        """Mean and standard deviation of each variable over states ``(n, *shape)``.
+
+        Raises:
+            InputError: if a variable does not vary.
+        """
+        if not space.homogeneous:
+            sizes = [space._size(name) for name, _ in space.components]
+            moments = [(part.mean(), part.std()) for part in data.double().split(sizes, dim=1)]
+            mean = torch.cat([m.expand(n) for (m, _), n in zip(moments, sizes, strict=True)])
+            scale = torch.cat([s.expand(n) for (_, s), n in zip(moments, sizes, strict=True)])
+        else:
+            channels = len(space.components)
+            dims = tuple(i for i in range(data.ndim) if not (channels > 1 and i == 1))
+            mean, scale = data.double().mean(dims, keepdim=True)[0], data.double().std(dims, keepdim=True)[0]
+        if not bool((scale > 0).all()):
+            raise InputError(
+                "data",
+                expected="variables that vary",
+                got="a variable of zero standard deviation",
+                fix="drop the constant variable",
+            )
+        return cls(mean, scale)
+
+
+def level(sigma: float | torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """``sigma`` as a tensor that broadcasts on the batch ``z``: 0-d, or ``(batch, 1, ...)``.
+
+    Raises:
+        InputError: unless it is a number or one number per row, finite and not negative.
+    """
+    value = torch.as_tensor(sigma, dtype=z.dtype, device=z.device)
+    if value.ndim == 0:
+        return value
+    if value.shape != z.shape[:1]:
+        raise InputError(
+            "sigma",
+            expected=f"a number or shape ({len(z)},)",
+            got=tuple(value.shape),
+            fix="give one noise level per row",
+        )
+    return value.reshape(-1, *(1,) * (z.ndim - 1))
+
+
+class Prior(ABC):
+    """A law of states, known through its denoiser.
+
+    Attributes:
+        space: the states, in physical units.
+        normalisation: ``x = m + S z``.
+        reference: covariance ``C`` of the noise, in normalised units.
+        sigma_min, sigma_max: the noise levels between which samplers work.
+        dtype, device: of the states.
+        exact: whether `denoise` is the exact conditional mean.
+        season: mean of each calendar month, ``(12, ...)`` in physical units, for priors over monthly
+            windows of anomalies that may start in any month; None for other priors.
+    """
+
+    space: Space
+    normalisation: Normalisation
+    reference: Covariance
+    sigma_min: float
+    sigma_max: float
+    dtype: torch.dtype
+    device: torch.device
+    exact: bool = False
+    season: torch.Tensor | None = None
+
+    @abstractmethod
+    def denoise(self, z: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        """``E[z0 | z]`` for ``(batch, *shape)`` in normalised units; sigma is a number or ``(batch,)``."""
+
+    def covariance(self, sigma: float) -> Covariance | None:
+        """``Cov[z0 | z]`` at one noise level where it does not depend on ``z``; None where it does."""
+        return None
+
+    def gaussian_covariance(self, sigma: float) -> Covariance | None:
+        """``Cov[z0 | z]`` under the Gaussian fitted to this prior; None without one."""
+        return self.covariance(sigma)
+
+    def draw(self, streams: Streams) -> torch.Tensor | None:
+        """Exact normalised draws, one per stream; None where only a solver can draw."""
+        return None
+
+    def score(self, z: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        """``C^+ (D - z) / sigma^2``, the gradient of the noisy log density in normalised units."""
+        return self.reference.solve(self.denoise(z, sigma) - z) / level(sigma, z) ** 2
+
+    def relabel(self, space: Space, mean: torch.Tensor | None = None) -> Self:
+        """The same law on a space of other labels and the same shape, and with another physical mean if given.
+
+        Raises:
+            InputError: if the shapes differ.
+        """
+        if space.shape != self.space.shape:
+            raise InputError(
+                "space",
+                expected=f"states of shape {self.space.shape}",
+                got=space.shape,
+                fix="a prior keeps the shape that it was made with",
+            )
+        other = copy.copy(self)
+        other.space = space
+        if mean is not None:
+            other.normalisation = Normalisation(mean.to(self.normalisation.mean), self.normalisation.scale)
+        return other
+
+    def noise(self, streams: Streams) -> torch.Tensor:
+        """Reference noise ``C^1/2 z``, one row per stream."""
+        return self.reference.sqrt(
+            streams.normal(self.reference.white_shape, dtype=self.dtype, device=self.device)
+        )
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int,
+        solver: Solver | None = None,
+        steps: int | None = None,
+        chunk: int | None = None,
+    ) -> xr.Dataset:
+        """Draw ``n`` states of the prior: exactly where it can, by a solver otherwise or if one is named.
+
+        Args:
+            n: number of draws.
+            seed: draw i depends on (seed, i) alone.
+            solver: integrates the denoiser; None: exact draws, or the default solver.
+            steps: number of steps of the solver.
+            chunk: draws at a time.
+
+        Returns:
+            `xarray.Dataset` with dims ``("sample", *space.dims)``, physical units.
+        """
+        from sciddiff.posterior import sample_prior
+
+        return sample_prior(self, n, seed=seed, solver=solver, steps=steps, chunk=chunk)
+
+    def given(
+        self,
+        y: Any,
+        operator: Operator,
+        noise: Noise,
+        *,
+        missing: str = "refuse",
+        batch_dim: str | None = None,
+    ) -> Posterior:
+        """Condition on an observation: Bayes' rule, as an object.
+
+        Args:
+            y: the observation, on ``operator.codomain``: xarray, pandas, numpy or torch.
+            operator: how a state makes the noise-free observation, from this prior's space.
+            noise: the law of ``y`` given that.
+            missing: "refuse" NaN in ``y``, or "mask" it: NaN was not observed.
+            batch_dim: the name of the leading dim of many observations at once.
+
+        Raises:
+            InputError: if the spaces, shapes, units or values do not fit.
+        """
+        from sciddiff.posterior import Posterior
+
+        return Posterior(self, ()).given(y, operator, noise, missing=missing, batch_dim=batch_dim)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.space}, sigma {self.sigma_min:.3g} to {self.sigma_max:.3g}, {str(self.dtype).removeprefix('torch.')})"
+
+
+def sigma_range(
+    largest: float, smallest: float, sigma_min: float | None, sigma_max: float | None
+) -> tuple[float, float]:
+    """Check or choose the noise levels of a prior whose generalised eigenvalues are known.
+
+    At ``sigma_max`` the start of a sampler ignores the prior's own spread, an error of
+    ``largest / (2 sigma_max^2)`` in the standard deviation: at least 5 times its root is
+    required (2 %) and 50 times is the default (0.02 %).
+    """
+    top = math.sqrt(largest)
+    if sigma_max is not None and not sigma_max >= 5 * top:
+        raise InputError(
+            "sigma_max",
+            expected=f"at least 5 sqrt(lambda_max) = {5 * top:.4g} of this prior",
+            got=sigma_max,
+            fix="leave it out to take the default",
+        )
+    high = 50 * top if sigma_max is None else float(sigma_max)
+    low = 2e-3 * math.sqrt(smallest) if sigma_min is None else float(sigma_min)
+    if not 0 < low < high or not math.isfinite(high):
+        raise InputError(
+            "sigma_min",
+            expected=f"a number between 0 and sigma_max = {high:.4g}",
+            got=low,
+            fix="leave it out to take the default",
+        )
+    return low, high
