@@ -262,7 +262,7 @@ class Eigen(Covariance):
         self.rank, self.logdet = positive.numel(), float(positive.log().sum())
 
     def sqrt(self, z: torch.Tensor) -> torch.Tensor:
-        """``B sqrt(lambda) z``."""
+        """Give ``B lambda^1/2 z``."""
         return self.basis.synthesis(self.eigenvalues.to(z).sqrt() * z)
 
     def sqrt_adjoint(self, x: torch.Tensor) -> torch.Tensor:
@@ -697,11 +697,9 @@ class _Scaled(Covariance):
     def variance(self) -> torch.Tensor:
         basis = self.spectrum.basis
         weights = self.weights if self.spectrum.frame is None else self.weights * self.spectrum.frame**2
-        square = (
-            (basis.columns**2 @ weights).reshape(self.shape)
-            if isinstance(basis, _Oblique)
-            else basis.square(weights)
-        )
+        if isinstance(basis, _Oblique):
+            return (basis.columns**2 @ weights).reshape(self.shape)
+        square = basis.square(weights)
         return super().variance() if square is None else square
 
     def sqrt_adjoint(self, x: torch.Tensor) -> torch.Tensor:

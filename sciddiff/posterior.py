@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
-from sciddiff.draws import describe
+from sciddiff.draws import diagnose, report
 from sciddiff.errors import InputError, MethodError
 from sciddiff.noise import Gaussian, Noise
 from sciddiff.operators.base import LinearOperator, Operator
@@ -226,7 +225,7 @@ class Posterior:
         noise.check(values)
         mask = None if missing == "refuse" or not bool(values.isnan().any()) else ~values.isnan()
         batch = None if batch_dim is None else (batch_dim, _labels(y, batch_dim), len(values))
-        if self.batch is not None and len(values) != self.cases or len(values) == 0:
+        if (self.batch is not None and len(values) != self.cases) or len(values) == 0:
             raise InputError(
                 "y",
                 expected=f"{self.cases} cases along {batch_dim!r}",
@@ -332,8 +331,9 @@ def label(posterior: Posterior, x: torch.Tensor, n: int, attrs: dict[str, Any]) 
         out = space.dataset(
             x.reshape(n, count, *space.shape), ["sample", name], None if labels is None else {name: labels}
         )
-    out.attrs.update(attrs)
-    return describe(posterior, x, out)
+    out.attrs.update({**attrs, "diagnosis": diagnose(posterior, x)})
+    report(out.attrs["diagnosis"])
+    return out
 
 
 def check_count(argument: str, n: object) -> int:

@@ -229,7 +229,7 @@ def sigma_range(
 
     At ``sigma_max`` the start of a sampler ignores the prior's own spread, an error of
     ``largest / (2 sigma_max^2)`` in the standard deviation: at least 5 times its root is
-    required (2 %) and 50 times is the default (0.02 %).
+    required (2 %) and 20 times is the default (0.13 %).
     """
     top = math.sqrt(largest)
     if sigma_max is not None and not sigma_max >= 5 * top:
@@ -239,7 +239,7 @@ def sigma_range(
             got=sigma_max,
             fix="leave it out to take the default",
         )
-    high = 50 * top if sigma_max is None else float(sigma_max)
+    high = 20 * top if sigma_max is None else float(sigma_max)
     low = 2e-3 * math.sqrt(smallest) if sigma_min is None else float(sigma_min)
     if not 0 < low < high or not math.isfinite(high):
         raise InputError(

@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 
-from sciddiff.covariance import Covariance, Eigen, dense, diagonal, joint, scaled, white
+from sciddiff.covariance import Covariance, dense, diagonal, joint, scaled, white
 from sciddiff.errors import InputError
 from sciddiff.priors.base import Normalisation, Prior, level, sigma_range
 from sciddiff.random import Streams
@@ -30,7 +30,7 @@ class GaussianPrior(Prior):
         dtype: of the states.
         device: of the states.
         sigma_min: lowest noise level of samplers, in normalised units.
-        sigma_max: highest noise level; default 50 times the prior's largest standard deviation.
+        sigma_max: highest noise level; default 20 times the prior's largest standard deviation.
 
     Raises:
         InputError: if the shapes differ, the prior has mass outside the range of C, or sigma_max is
@@ -150,7 +150,7 @@ class GaussianPrior(Prior):
 def _scale(covariance: Covariance, space: Space) -> torch.Tensor:
     """Per variable, the rms of the standard deviations of its values."""
     variance = covariance.variance()
-    if not bool((variance.sum() > 0)):
+    if not bool(variance.sum() > 0):
         raise InputError(
             "covariance",
             expected="a prior that varies",
