@@ -10,11 +10,21 @@ import torch
 
 __all__ = ["Solution", "cg"]
 
+Product = Callable[[torch.Tensor], torch.Tensor]
+
 
 @final
 @dataclass(frozen=True)
 class Solution:
-    """What `cg` found, per row: ``x``, the relative residual, and whether curvature turned negative."""
+    """What `cg` found, per row: ``x``, the relative residual, and whether curvature turned negative.
+
+    Attributes:
+        x: ``(rows, m)``.
+        residual: ``|b - M x| / |b|`` in the norm of the preconditioner, ``(rows,)``; recomputed from ``x`` at
+            the end, and not only updated on the way, except where ``guard`` was on.
+        negative: rows that met ``p^T M p <= 0``.
+        iterations: most iterations that a row took.
+    """
 
     x: torch.Tensor
     residual: torch.Tensor
@@ -23,46 +33,60 @@ class Solution:
 
 
 def cg(
-    apply: Callable[[torch.Tensor], torch.Tensor],
+    apply: Product,
     b: torch.Tensor,
     *,
     rtol: float,
     max_iterations: int,
     guard: bool = False,
+    precondition: Product | None = None,
 ) -> Solution:
     """Solve ``M x = b`` by conjugate gradients (Hestenes and Stiefel 1952) for every row of ``b (rows, m)``.
 
-    A row stops at its own tolerance, so that its answer does not depend on the rows beside it.
+    A row stops at its own tolerance, so that its answer does not depend on the rows beside it. Rounding
+    parts the residual that the recursion carries from the true one; where that has happened a row starts
+    again from what it has, as long as this at least halves its residual.
 
     Args:
         apply: ``M`` on ``(rows, m)``, symmetric for every row.
         b: right-hand sides.
-        rtol: tolerance of ``|b - M x| / |b|``.
-        max_iterations: most products with ``M``.
+        rtol: tolerance of ``|b - M x| / |b|``, with ``|r|^2 = r^T P r``.
+        max_iterations: most products with ``M`` on the way, per row.
         guard: stop a row where ``p^T M p <= 0``, keeping what it has (Steihaug 1983).
+        precondition: ``P``, symmetric positive definite on the rows; None for the identity.
 
     Example:
         >>> cg(lambda v: 2 * v, torch.ones(1, 3), rtol=1e-6, max_iterations=5).x
         tensor([[0.5000, 0.5000, 0.5000]])
     """
-    x, r, p = torch.zeros_like(b), b, b
-    rs = (r * r).sum(1)
-    scale = rs.clamp(min=torch.finfo(b.dtype).tiny)
+    x, r = torch.zeros_like(b), b
+    used = torch.zeros(len(b), dtype=torch.long, device=b.device)
     negative = torch.zeros(len(b), dtype=torch.bool, device=b.device)
-    iterations = 0
-    for _ in range(max_iterations):
-        active = (rs > rtol**2 * scale) & ~negative
-        if not bool(active.any()):
+    done = torch.zeros_like(negative)
+    z = r if precondition is None else precondition(r)
+    p, rho = z, (r * z).sum(1)
+    scale, before = rho.clamp(min=torch.finfo(b.dtype).tiny), rho
+    while True:
+        while bool((active := (rho > rtol**2 * scale) & ~done & ~negative & (used < max_iterations)).any()):
+            q = apply(p)
+            curvature = (p * q).sum(1)
+            if guard:
+                negative = negative | (active & (curvature <= 0))
+                active = active & ~negative
+            used = used + active
+            alpha = torch.where(active, rho / torch.where(active, curvature, 1.0), 0.0)[:, None]
+            x, r = x + alpha * p, torch.where(active[:, None], r - alpha * q, r)
+            z = r if precondition is None else precondition(r)
+            fresh = (r * z).sum(1)
+            beta = torch.where(active, fresh / torch.where(active, rho, 1.0), 0.0)[:, None]
+            p, rho = torch.where(active[:, None], z + beta * p, p), torch.where(active, fresh, rho)
+        if guard or not bool(used.any()):
             break
-        iterations += 1
-        q = apply(p)
-        curvature = (p * q).sum(1)
-        if guard:
-            negative = negative | (active & (curvature <= 0))
-            active = active & ~negative
-        alpha = torch.where(active, rs / torch.where(active, curvature, 1.0), 0.0)[:, None]
-        x, r = x + alpha * p, r - alpha * q
-        fresh = (r * r).sum(1)
-        beta = torch.where(active, fresh / torch.where(active, rs, 1.0), 0.0)[:, None]
-        p, rs = torch.where(active[:, None], r + beta * p, p), torch.where(active, fresh, rs)
-    return Solution(x, (rs / scale).sqrt(), negative, iterations)
+        r = b - apply(x)
+        z = r if precondition is None else precondition(r)
+        p, rho = z, (r * z).sum(1)
+        done = done | (rho <= rtol**2 * scale) | ~(rho < 0.25 * before) | (used >= max_iterations)
+        if bool(done.all()):
+            break
+        before = rho
+    return Solution(x, (rho / scale).sqrt(), negative, int(used.max()) if len(used) else 0)

@@ -19,12 +19,23 @@ from sciddiff.errors import InputError
 from sciddiff.posterior import chunks
 from sciddiff.priors.base import Prior
 from sciddiff.random import Streams
-from sciddiff.solvers.base import DPMSolver, Denoiser, Solver
+from sciddiff.solvers import Denoiser, DPMSolver, Solver
 
 if TYPE_CHECKING:
     from sciddiff.posterior import Posterior
 
-__all__ = ["Cost", "GuidedDenoiser", "Method", "Rows", "Run", "bar", "integrate"]
+__all__ = [
+    "Cost",
+    "Guided",
+    "GuidedDenoiser",
+    "Method",
+    "Rows",
+    "Run",
+    "bar",
+    "integrate",
+    "likelihood_gradient",
+    "tweedie",
+]
 
 Guided = Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]
 
@@ -74,9 +85,17 @@ class Run:
             raise InputError(
                 "solver", expected="a Solver such as Heun()", got=repr(solver), fix="pass an instance"
             )
+        for name, value in (("solver", solver), ("steps", steps)):
+            if value is not None and name not in method.takes:
+                raise InputError(
+                    name,
+                    expected=f"None: {type(method).__name__} takes no {name}",
+                    got=repr(value),
+                    fix="leave it out; the method's own settings say how it works",
+                )
         self.posterior, self.method, self.n, self.seed = posterior, method, n, seed
         self.solver = (DPMSolver() if solver is None else solver).with_steps(steps)
-        self.chunk, self.cost = chunk, Cost()
+        self.steps, self.chunk, self.cost = steps, chunk, Cost()
         self.bar = bar(progress)
         self.notes: dict[str, Any] = {}
 
@@ -100,13 +119,18 @@ class Run:
                 Streams(self.seed, [i // cases for i in part], index, purpose="posterior"),
             )
 
-    def ensemble(self, case: int) -> Rows:
-        """All draws of one case, for methods whose draws interact."""
-        cases = [case] * self.n
+    def ensemble(self, case: int, size: int | None = None, *, purpose: str = "posterior") -> Rows:
+        """All draws of one case, or more members than draws, for methods whose draws interact."""
+        size = self.n if size is None else size
         return Rows(
-            torch.tensor(cases, dtype=torch.long, device=self.prior.device),
-            Streams(self.seed, range(self.n), cases, purpose="posterior"),
+            torch.full((size,), case, dtype=torch.long, device=self.prior.device),
+            Streams(self.seed, range(size), [case] * size, purpose=purpose),
         )
+
+    def per_case(self, draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        """``draw(case)``, ``(n, *shape)``, for every case, in the order of the result's rows."""
+        every = [draw(case) for case in range(self.posterior.cases)]
+        return torch.stack(every, 1).flatten(0, 1)
 
     def attrs(self) -> dict[str, Any]:
         """What the result records of the call, as plain values."""
@@ -116,7 +140,7 @@ class Run:
         return {
             "method": repr(self.method),
             "settings": json.dumps(self.method.settings(), sort_keys=True),
-            "solver": repr(self.solver) if isinstance(self.method, GuidedDenoiser) else "none",
+            "solver": repr(self.solver) if "solver" in self.method.takes else "none",
             "prior": repr(self.prior),
             "seed": self.seed,
             "forwards": self.cost.forwards / total,
@@ -134,11 +158,13 @@ class Method(ABC):
 
     Attributes:
         needs: what the posterior has to offer: "linear", "gaussian", "differentiable", "one case".
+        takes: which of the arguments "solver" and "steps" of `Posterior.sample` it heeds; others are refused.
         interacts: whether the draws depend on one another.
         reference: the paper, as BibTeX.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    takes: ClassVar[frozenset[str]] = frozenset()
     interacts: ClassVar[bool] = False
     reference: ClassVar[str] = ""
 
@@ -161,6 +187,8 @@ class Method(ABC):
 class GuidedDenoiser(Method):
     """A method that is a denoiser given ``y``; draws do not interact."""
 
+    takes: ClassVar[frozenset[str]] = frozenset({"solver", "steps"})
+
     @abstractmethod
     def guide(self, run: Run) -> Guided:
         """The function ``(z, sigma, cases) -> D_y``; row i is conditioned on observation ``cases[i]``."""
@@ -169,16 +197,11 @@ class GuidedDenoiser(Method):
         """Integrate the guided denoiser from noise to data, chunk by chunk."""
         guided, out = self.guide(run), []
         for rows in run.rows():
-            out.append(
-                integrate(
-                    run.prior,
-                    lambda z, s, c=rows.cases: guided(z, s, c),
-                    rows.streams,
-                    run.solver,
-                    None,
-                    run.bar,
-                )
-            )
+
+            def denoise(z: torch.Tensor, sigma: float, cases: torch.Tensor = rows.cases) -> torch.Tensor:
+                return guided(z, sigma, cases)
+
+            out.append(integrate(run.prior, denoise, rows.streams, run.solver, None, run.bar))
         return torch.cat(out)
 
 
@@ -200,6 +223,56 @@ def integrate(
     z = sigmas[0] * prior.noise(streams)
     z = z + denoise(z, sigmas[0])
     return solver.integrate(denoise, z, sigmas, lambda: prior.noise(streams), progress)
+
+
+def tweedie(
+    run: Run, z: torch.Tensor, sigma: float
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """``D(z)`` and the action ``w -> Cov[z0 | z] w = sigma^2 C J^T w``, of the shape of ``z``.
+
+    Where the prior knows its covariance no VJP is taken; elsewhere one a call, all through one forward.
+    """
+    known = run.prior.covariance(sigma)
+    if known is not None:
+        return run.denoise(z, sigma), known.apply
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        d = run.denoise(z, sigma)
+
+    def covariance(w: torch.Tensor) -> torch.Tensor:
+        run.cost.vjps += len(w)
+        (jw,) = torch.autograd.grad(d, z, w, retain_graph=True)
+        return sigma**2 * run.prior.reference.apply(jw)
+
+    return d.detach(), covariance
+
+
+def likelihood_gradient(
+    run: Run, z0: torch.Tensor, cases: torch.Tensor, *, unit: bool = False
+) -> torch.Tensor:
+    """Gradient of ``log p(y | A(m + S z0))`` in the clean normalised state, ``(rows, *shape)``.
+
+    Args:
+        run: the run.
+        z0: clean normalised states.
+        cases: which observation each row is conditioned on.
+        unit: scale the gradient in the space of the data to unit length, per row, before it is pulled back.
+    """
+    prior, observations = run.prior, run.posterior.observations
+    with torch.enable_grad():
+        x = prior.normalisation.physical(z0).detach().requires_grad_()
+        means = [o.operator.apply(x) for o in observations]
+    run.cost.operator_calls += 2 * len(z0)
+    scores = [
+        o.noise.score(o.y[cases], mean.detach(), None if o.mask is None else o.mask[cases])
+        for o, mean in zip(observations, means, strict=True)
+    ]
+    if unit:
+        length = torch.cat([s.flatten(1) for s in scores], 1).norm(dim=1)
+        length = torch.where(length > 0, length, 1.0)
+        scores = [s / length.reshape(-1, *(1,) * (s.ndim - 1)) for s in scores]
+    (gradient,) = torch.autograd.grad(means, x, scores)
+    return prior.normalisation.scale.to(gradient) * gradient
 
 
 def bar(show: bool | None) -> Callable[[Iterable[int]], Iterable[int]]:

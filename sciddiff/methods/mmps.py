@@ -6,6 +6,7 @@ neither symmetric nor positive, so what stands for ``Cov[z0 | z]`` is a named ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -14,10 +15,11 @@ import torch
 from sciddiff.covariance import Covariance
 from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.linalg import cg
-from sciddiff.methods.base import Guided, GuidedDenoiser, Run
+from sciddiff.methods.base import Guided, GuidedDenoiser, Run, tweedie
+from sciddiff.noise import Gaussian
 
 if TYPE_CHECKING:
-    from sciddiff.posterior import Posterior
+    from sciddiff.posterior import LinearGaussian, Posterior
 
 __all__ = ["MMPS"]
 
@@ -32,18 +34,18 @@ class MMPS(GuidedDenoiser):
 
     Args:
         covariance: what stands for ``Cov[z0 | z]``; None takes the prior's best:
-            "exact": ``sigma^2 J C``, for exact priors. Where it does not depend on z, ``B Cov B^T`` is formed and
-            factored once per sigma; else CG on VJPs, to ``rtol`` or `ConvergenceError`.
+            "exact": ``sigma^2 J C``, for exact priors. Where it does not depend on z, ``R + B Cov B^T`` is formed
+            and factored once per sigma; else CG on VJPs, to ``rtol`` or `ConvergenceError`.
             "guarded": the same, symmetrised, for networks; CG stops at negative curvature. Two VJPs an iteration.
             "gaussian": that of the Gaussian fitted to the prior: positive, no VJP.
             "scalar": ``gamma sigma^2 C`` in the solve and one VJP outside (Rozet and Louppe 2023, SDA).
-        rtol: relative residual of the Krylov solves.
+        rtol: relative residual of the Krylov solves, in the norm of ``R^-1``.
         max_iterations: most iterations of a Krylov solve.
         gamma: the factor of "scalar".
 
     Raises:
         InputError: on settings out of range.
-        ConvergenceError: where CG does not reach ``rtol`` ("exact" and "gaussian").
+        ConvergenceError: where CG does not reach ``rtol`` (all but "guarded").
 
     Example:
         >>> MMPS(covariance="gaussian")
@@ -100,65 +102,73 @@ class MMPS(GuidedDenoiser):
         """The guided denoiser."""
         choice = self.choice(run.posterior)
         run.notes["denoising_covariance"] = choice
-        prior = run.prior
-        if choice == "exact" and prior.covariance(prior.sigma_max) is None or choice == "guarded":
-            return _Krylov(self, run, guard=choice == "guarded")
+        if choice == "gaussian":
+            return _Fixed(self, run, run.prior.gaussian_covariance)
         if choice == "scalar":
             return _Scalar(self, run)
-        return _Fixed(self, run, choice)
+        if run.prior.covariance(run.prior.sigma_max) is not None:
+            return _Fixed(self, run, run.prior.covariance)
+        return _Krylov(self, run, guard=choice == "guarded")
 
 
 @final
 class _Fixed:
     """``Cov`` is the same for every ``z``: ``S = R + B Cov B^T`` is factored once per sigma, or solved by CG."""
 
-    def __init__(self, method: MMPS, run: Run, choice: str) -> None:
-        self.method, self.run, self.linear = method, run, run.posterior.linear_gaussian()
-        self.covariance = run.prior.covariance if choice == "exact" else run.prior.gaussian_covariance
-        self.form = self.linear.size * max(self.linear.size, run.prior.space.size) <= _FORM_LIMIT
+    def __init__(self, method: MMPS, run: Run, covariance: Callable[[float], Covariance | None]) -> None:
+        self.run, self.covariance = run, covariance
+        self.linear = run.posterior.linear_gaussian()
+        # one system for every pattern of missing values
+        mask = self.linear.mask
+        self.seen: torch.Tensor | None = None
+        self.pattern: torch.Tensor | None = None
+        if mask is not None:
+            self.seen, self.pattern = torch.unique(mask, dim=0, return_inverse=True)
+        self.system = _System(method, run)
+        size, systems = self.linear.size, 1 if self.seen is None else len(self.seen)
+        self.form = size * max(size * systems, run.prior.space.size) <= _FORM_LIMIT
         self.factors: dict[float, tuple[Covariance, torch.Tensor | None]] = {}
-        if self.form:
-            self.linear.matrix()
+        self.kept = max(1, _FORM_LIMIT // (size**2 * systems))
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
         d = self.run.denoise(z, sigma)
         cov, factor = self.factor(sigma)
         r = self.linear.residual(d, cases)
-        if factor is None:
-            v = self.iterate(cov, r, cases)
-        elif len(factor) == 1:
-            v = torch.cholesky_solve(r.T, factor[0]).T
-        else:
-            v = torch.cholesky_solve(r[..., None], factor[cases])[..., 0]
+        v = self.system.solve(cov.apply, r, cases) if factor is None else self.direct(factor, r, cases)
         return d + cov.apply(self.linear.adjoint(v))
 
     def factor(self, sigma: float) -> tuple[Covariance, torch.Tensor | None]:
         if sigma not in self.factors:
             cov = self.covariance(sigma)
             assert cov is not None  # `misfit` has refused priors without one
+            if len(self.factors) >= self.kept:
+                self.factors.clear()
             self.factors[sigma] = (cov, self.cholesky(cov) if self.form else None)
         return self.factors[sigma]
 
     def cholesky(self, cov: Covariance) -> torch.Tensor:
-        """Factor of ``R + B Cov B^T``, one, or one per case where other values are missing in each."""
-        half = cov.sqrt_adjoint(self.linear.matrix()).flatten(1)
-        s = (half @ half.T + self.linear.noise_matrix)[None]
-        mask = self.linear.mask
-        if mask is not None:
+        """Factors of ``R + B Cov B^T``, ``(patterns, size, size)``, in float64."""
+        half = cov.sqrt_adjoint(self.linear.matrix()).flatten(1).double()
+        s = (half @ half.T + self.linear.noise_matrix.double())[None]
+        if self.seen is not None:
             # a missing value is its own unit equation, whose residual is 0
-            seen = (mask[:1] if bool((mask == mask[:1]).all()) else mask).to(s)
+            seen = self.seen.to(s)
             s = seen[:, :, None] * s * seen[:, None, :] + torch.diag_embed(1 - seen)
-        return _cholesky(s)
+        factor: torch.Tensor
+        factor, info = torch.linalg.cholesky_ex(s)
+        if bool((info != 0).any()):
+            raise ConvergenceError(
+                "MMPS: R + A Cov A^T is not positive definite to rounding. Use a larger noise sd, or a prior in float64."
+            )
+        return factor
 
-    def iterate(self, cov: Covariance, r: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
-        seen = None if self.linear.mask is None else self.linear.mask[cases]
-
-        def apply(v: torch.Tensor) -> torch.Tensor:
-            self.run.cost.operator_calls += 2 * len(v)
-            out = self.linear.noise_apply(v) + self.linear.apply(cov.apply(self.linear.adjoint(v)))
-            return out if seen is None else torch.where(seen, out, 0.0)
-
-        return _solve(self.method, apply, r, guard=False)
+    def direct(self, factor: torch.Tensor, r: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
+        if self.pattern is None:
+            return torch.cholesky_solve(r.double().T, factor[0]).T.to(r)
+        v, pattern = torch.empty_like(r), self.pattern[cases]
+        for i in pattern.unique().tolist():
+            v[pattern == i] = torch.cholesky_solve(r[pattern == i].double().T, factor[i]).T.to(r)
+        return v
 
 
 @final
@@ -166,39 +176,14 @@ class _Krylov:
     """``Cov = sigma^2 C J^T`` by VJPs, one after the other through the one forward of the denoiser."""
 
     def __init__(self, method: MMPS, run: Run, *, guard: bool) -> None:
-        self.method, self.run, self.guard = method, run, guard
-        self.linear = run.posterior.linear_gaussian()
+        self.run, self.guard = run, guard
+        self.linear, self.system = run.posterior.linear_gaussian(), _System(method, run, guard=guard)
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            d = self.run.denoise(z, sigma)
-        prior, cost, linear = self.run.prior, self.run.cost, self.linear
-
-        def covariance(w: torch.Tensor) -> torch.Tensor:
-            cost.vjps += len(w)
-            (jw,) = torch.autograd.grad(d, z, w, retain_graph=True)
-            return sigma**2 * prior.reference.apply(jw)
-
-        def symmetric(w: torch.Tensor) -> torch.Tensor:
-            # J C is symmetric for a true denoiser; for a network the mean with its transpose is
-            cost.vjps += 2 * len(w)
-            (jw,) = torch.autograd.grad(d, z, w, retain_graph=True)
-            jv = _jvp(prior.denoise, z.detach(), sigma, prior.reference.apply(w))
-            return 0.5 * sigma**2 * (prior.reference.apply(jw) + jv)
-
-        cov = symmetric if self.guard else covariance
-        seen = None if linear.mask is None else linear.mask[cases]
-
-        def apply(v: torch.Tensor) -> torch.Tensor:
-            cost.operator_calls += 2 * len(v)
-            out = linear.noise_apply(v) + linear.apply(cov(linear.adjoint(v)))
-            return out if seen is None else torch.where(seen, out, 0.0)
-
-        mean = d.detach()
-        cost.operator_calls += 2 * len(z)
-        v = _solve(self.method, apply, linear.residual(mean, cases), guard=self.guard)
-        return mean + cov(linear.adjoint(v))
+        d, cov = (_symmetric if self.guard else tweedie)(self.run, z, sigma)
+        self.run.cost.operator_calls += 2 * len(z)
+        v = self.system.solve(cov, self.linear.residual(d, cases), cases)
+        return d + cov(self.linear.adjoint(v))
 
 
 @final
@@ -206,52 +191,87 @@ class _Scalar:
     """SDA's rule: ``D_y = D + sigma^2 C J^T B^T (R + gamma sigma^2 B C B^T)^-1 (y - B D)``."""
 
     def __init__(self, method: MMPS, run: Run) -> None:
-        self.method, self.run, self.linear = method, run, run.posterior.linear_gaussian()
+        self.run, self.gamma = run, method.gamma
+        self.linear, self.system = run.posterior.linear_gaussian(), _System(method, run)
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
-        prior, linear, cost = self.run.prior, self.linear, self.run.cost
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            d = self.run.denoise(z, sigma)
-        seen = None if linear.mask is None else linear.mask[cases]
+        d, cov = tweedie(self.run, z, sigma)
+        self.run.cost.operator_calls += 2 * len(z)
+        reference = self.run.prior.reference
+        v = self.system.solve(
+            lambda w: self.gamma * sigma**2 * reference.apply(w), self.linear.residual(d, cases), cases
+        )
+        return d + cov(self.linear.adjoint(v))
+
+
+@final
+class _System:
+    """``(R + B Cov B^T) v = r`` by CG preconditioned with ``R^-1``, so that units of ``y`` do not matter."""
+
+    def __init__(self, method: MMPS, run: Run, *, guard: bool = False) -> None:
+        self.method, self.run, self.guard = method, run, guard
+        self.linear = run.posterior.linear_gaussian()
+        self.mask = self.linear.mask
+
+    def solve(
+        self, cov: Callable[[torch.Tensor], torch.Tensor], r: torch.Tensor, cases: torch.Tensor
+    ) -> torch.Tensor:
+        linear, seen = self.linear, None if self.mask is None else self.mask[cases]
+
+        def visible(v: torch.Tensor) -> torch.Tensor:
+            return v if seen is None else torch.where(seen, v, 0.0)
 
         def apply(v: torch.Tensor) -> torch.Tensor:
-            cost.operator_calls += 2 * len(v)
-            spread = linear.apply(prior.reference.apply(linear.adjoint(v)))
-            out = linear.noise_apply(v) + self.method.gamma * sigma**2 * spread
-            return out if seen is None else torch.where(seen, out, 0.0)
+            self.run.cost.operator_calls += 2 * len(v)
+            return visible(linear.noise_apply(v) + linear.apply(cov(linear.adjoint(v))))
 
-        v = _solve(self.method, apply, linear.residual(d.detach(), cases), guard=False)
-        cost.vjps += len(z)
-        (jw,) = torch.autograd.grad(d, z, linear.adjoint(v))
-        return d.detach() + sigma**2 * prior.reference.apply(jw)
-
-
-def _solve(method: MMPS, apply: object, r: torch.Tensor, *, guard: bool) -> torch.Tensor:
-    found = cg(apply, r, rtol=method.rtol, max_iterations=method.max_iterations, guard=guard)  # type: ignore[arg-type]
-    worst = float(found.residual.max())
-    if not guard and not worst <= method.rtol:
-        raise ConvergenceError(
-            f"MMPS: after {found.iterations} CG iterations the relative residual is {worst:.2g}, above rtol = {method.rtol:g}. Raise max_iterations or rtol; on a learned prior use covariance='gaussian' or 'guarded'."
+        found = cg(
+            apply,
+            r,
+            rtol=self.method.rtol,
+            max_iterations=self.method.max_iterations,
+            guard=self.guard,
+            precondition=lambda v: visible(_noise_solve(linear, v)),
         )
-    return found.x
+        worst = float(found.residual.max())
+        if not self.guard and not worst <= self.method.rtol:
+            raise ConvergenceError(
+                f"MMPS: after {found.iterations} CG iterations the relative residual is {worst:.2g}, above rtol = "
+                f"{self.method.rtol:g}. Raise max_iterations or rtol, or use float64; on a learned prior use "
+                "covariance='gaussian' or 'guarded'."
+            )
+        return found.x
 
 
-def _cholesky(s: torch.Tensor) -> torch.Tensor:
-    factor, info = torch.linalg.cholesky_ex(s)
-    if bool((info != 0).any()):
-        raise ConvergenceError(
-            "MMPS: R + A Cov A^T is not positive definite in this precision. Use float64, or a larger noise sd."
-        )
-    return factor
+def _noise_solve(linear: LinearGaussian, v: torch.Tensor) -> torch.Tensor:
+    """``R^-1 v``, ``(rows, size)``."""
+    out = []
+    for o, part in zip(linear.observations, v.split(linear.sizes, 1), strict=True):
+        assert isinstance(o.noise, Gaussian)
+        shape = o.operator.codomain.shape
+        out.append(o.noise.covariance(shape).solve(part.reshape(-1, *shape)).flatten(1))
+    return torch.cat(out, 1)
 
 
-def _jvp(denoise: object, z: torch.Tensor, sigma: float, v: torch.Tensor) -> torch.Tensor:
-    """``J v`` by reverse mode twice, which every network supports."""
+def _symmetric(
+    run: Run, z: torch.Tensor, sigma: float
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """``D(z)`` and ``w -> sigma^2 (C J^T + J C) w / 2``; ``J C`` is symmetric for a true denoiser, not for a network.
+
+    ``J v`` is the derivative of ``J^T u`` in ``u``, so that reverse mode is all that a network has to support.
+    """
     with torch.enable_grad():
-        z = z.requires_grad_()
-        d = denoise(z, sigma)  # type: ignore[operator]
+        z = z.detach().requires_grad_()
+        d = run.denoise(z, sigma)
         u = torch.zeros_like(d, requires_grad=True)
-        (g,) = torch.autograd.grad(d, z, u, create_graph=True)
-        (out,) = torch.autograd.grad(g, u, v)
-    return out
+        (pulled,) = torch.autograd.grad(d, z, u, create_graph=True)
+    run.cost.vjps += len(z)
+    reference = run.prior.reference
+
+    def covariance(w: torch.Tensor) -> torch.Tensor:
+        run.cost.vjps += 2 * len(w)
+        (jw,) = torch.autograd.grad(d, z, w, retain_graph=True)
+        (jv,) = torch.autograd.grad(pulled, u, reference.apply(w), retain_graph=True)
+        return 0.5 * sigma**2 * (reference.apply(jw) + jv)
+
+    return d.detach(), covariance
