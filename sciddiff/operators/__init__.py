@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+from sciddiff.operators.adapters import from_deepinv, from_matvec, from_pylops, from_scipy, from_torch
 from sciddiff.operators.base import LinearOperator, Operator, compose
+from sciddiff.operators.baselines import tikhonov
+from sciddiff.operators.basic import Identity, Matrix, embedding, stack
+from sciddiff.operators.blackbox import BlackBox, Failure, black_box
 from sciddiff.operators.external import External
+from sciddiff.operators.fourier import Fourier
+from sciddiff.operators.imaging import Convolution, Downsample
 from sciddiff.operators.pde import elliptic, helmholtz, poisson
 from sciddiff.operators.sampling import Gather, Mask, Points, Select, restrict
+from sciddiff.operators.tomography import Radon, fbp
 
 __all__ = [
+    "BlackBox",
+    "Convolution",
+    "Downsample",
     "External",
+    "Failure",
+    "Fourier",
     "Gather",
+    "Identity",
     "LinearOperator",
     "Mask",
+    "Matrix",
     "Operator",
     "Points",
+    "Radon",
     "Select",
+    "black_box",
     "compose",
     "elliptic",
+    "embedding",
+    "fbp",
+    "from_deepinv",
+    "from_matvec",
+    "from_pylops",
+    "from_scipy",
+    "from_torch",
     "helmholtz",
     "poisson",
     "restrict",
+    "stack",
+    "tikhonov",
 ]

@@ -67,10 +67,19 @@ class Operator(ABC):
         return self.codomain.dataset(noise.sample(mean, seed=seed)[0])
 
     def vjp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """``J(x)^T v`` row by row, by automatic differentiation."""
+        """``J(x)^T v`` row by row, by automatic differentiation; differentiable in ``v``.
+
+        Raises:
+            InputError: if the operator is not differentiable.
+        """
+        if not self.differentiable:
+            raise InputError("operator", expected="a differentiable operator", got=self, fix="use a derivative-free method, or wrap a torch function with from_torch")
+        graph = torch.is_grad_enabled() and v.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().requires_grad_()
-            (out,) = torch.autograd.grad(self.apply(x), x, v)
+            # tensors made in inference mode cannot enter a graph; their copies can
+            x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+            v = v.clone() if v.is_inference() else v
+            (out,) = torch.autograd.grad(self.apply(x), x, v, create_graph=graph)
         return out
 
     def __matmul__(self, inner: Operator) -> Operator:

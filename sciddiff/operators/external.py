@@ -29,7 +29,7 @@ class External(LinearOperator):
     Example:
         >>> from sciddiff.spaces import Space
         >>> class Twice(External):
-        ...     domain = codomain = Space({"x": 2})
+        ...     domain = codomain = Space({"t": 2})
         ...     def forward(self, x): return 2 * x
         ...     def transposed(self, y): return 2 * y
         >>> x = torch.ones(1, 2, requires_grad=True)

@@ -7,19 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from sciddiff.errors import InputError
-from sciddiff.spaces import Space, Variable
+from sciddiff.spaces import Space
 
-__all__ = ["blocks", "labels", "on_dims", "positions", "spacing", "stacked"]
+__all__ = ["blocks", "labels", "named", "numbers", "per_dim", "positions", "spacing", "stacked"]
 
 
 def labels(space: Space) -> dict[str, np.ndarray | int]:
     """The first argument of `Space` that gives these dims again."""
     return {dim: space.coords.get(dim, n) for dim, n in space.sizes.items()}
-
-
-def on_dims(space: Space, dims: Sequence[str]) -> dict[str, Variable]:
-    """The variables of ``space``, with their units, on other dims."""
-    return {n: Variable(tuple(dims), v.units, v.complex, v.attrs) for n, v in space.variables.items()}
 
 
 def blocks(space: Space) -> Iterator[tuple[str, np.ndarray]]:
@@ -30,6 +25,11 @@ def blocks(space: Space) -> Iterator[tuple[str, np.ndarray]]:
         size = int(np.prod(shape, dtype=int))
         yield name, np.arange(start, start + size).reshape(shape)
         start += size
+
+
+def named(space: Space, dim: str) -> np.ndarray:
+    """The labels along a dim, or 0, 1, ... where it has none."""
+    return space.coords[dim] if dim in space.coords else np.arange(space.sizes[dim])
 
 
 def positions(space: Space, dim: str) -> np.ndarray:
@@ -71,7 +71,7 @@ def spacing(space: Space, dims: Sequence[str], *, labelled: bool) -> tuple[float
         x = positions(space, dim)
         if (labelled and dim not in space.coords) or (len(x) < 2 and dim in space.coords):
             raise InputError(
-                "domain", expected=f"coords of at least 2 points for dim {dim!r}, which tell the grid spacing",
+                "domain", expected=f"coords of at least 2 points for dim {dim!r}, to tell the grid spacing",
                 got=f"{len(x)} points, {'with' if dim in space.coords else 'no'} coords",
                 fix=f"build the space with {dim}=numpy.linspace(start, stop, n)",
             )
@@ -107,7 +107,7 @@ def per_dim(values: object, space: Space, argument: str) -> tuple[int, ...]:
     given = values if isinstance(values, Mapping) else dict.fromkeys(space.dims, values)
     unknown = [d for d in given if d not in space.sizes]
     if unknown:
-        raise InputError(argument, expected=f"dims among {space.dims}", got=unknown, fix="use the dims' names")
+        raise InputError(argument, expected=f"dims among {space.dims}", got=unknown, fix="check the names")
     out = []
     for dim in space.dims:
         value = given.get(dim, 1)

@@ -1,13 +1,14 @@
 """Steady fields and their sources: ``f -> u`` with ``-div(kappa grad u) + c u = f`` on a grid.
 
-Second-order finite differences on the points of the grid, which include those of the boundary. With ``D`` the
-differences between neighbours, ``K = D^T diag(kappa_face / h^2) D`` and ``V`` the share of a cell inside the
-domain, ``u = (K + V c)^-1 V f``. A Dirichlet boundary holds ``u = 0`` on the outermost points, where ``f`` does
-not count.
+Second-order finite differences on the points of the grid, which include those of the boundary. With ``D``
+the differences between neighbours, ``K = D^T diag(kappa_face / h^2) D`` and ``V`` the share of a cell inside
+the domain, ``u = (K + V c)^-1 V f``. A Dirichlet boundary holds ``u = 0`` on the outermost points, where
+``f`` does not count.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, final
@@ -36,10 +37,10 @@ def elliptic(
 ) -> LinearOperator:
     """The solution ``u`` of ``-div(diffusion grad u) + reaction u = f``, a linear function of ``f``.
 
-    Constant coefficients are solved by fast diagonalisation (Lynch, Rice and Thomas 1964, "Direct solution of
-    partial difference equations by tensor product methods"): two small matrix products per axis, on any device.
-    Varying ones are solved on the CPU with one sparse LU factorisation, made here once. Both in float64, or
-    float32 modes for float32 input; exact adjoints; every variable of the domain is solved for alike.
+    Constant coefficients are solved by fast diagonalisation (Lynch, Rice and Thomas 1964, "Direct solution
+    of partial difference equations by tensor product methods"): two small matrix products per axis, on any
+    device, in the dtype of the input. Varying ones are solved in float64 on the CPU with one sparse LU
+    factorisation, made here once. Every variable of the domain is solved for alike.
 
     Args:
         domain: the space of ``f``: 1 to 3 dims with evenly spaced coords, whose units are those of length.
@@ -47,9 +48,9 @@ def elliptic(
         diffusion: a number, or values on the grid, all of one sign. Negative ones flip the sign of the
             equation: ``diffusion=-1`` is ``Lap u + reaction u = f``.
         reaction: a number, or values on the grid.
-        boundary: "dirichlet" (``u = 0`` on the outermost points), "neumann" (no flux; the outermost points are
-            on the boundary) or "periodic" (the last point is one step before the first); one for all dims or
-            one each.
+        boundary: "dirichlet" (``u = 0`` on the outermost points), "neumann" (no flux; the outermost points
+            are on the boundary) or "periodic" (the last point is one step before the first); one for all
+            dims or one each.
 
     Raises:
         InputError: on uneven or missing coords, coefficients of mixed sign or another shape, or an equation
@@ -67,7 +68,7 @@ def elliptic(
     if not ((kappa > 0).all() or (kappa < 0).all()):
         raise InputError(
             "diffusion", expected="values that are all positive or all negative",
-            got=f"{kappa.min():g} to {kappa.max():g}", fix="a diffusion that vanishes or changes sign is ill-posed",
+            got=f"{kappa.min():g} to {kappa.max():g}", fix="use a diffusion that nowhere vanishes",
         )
     codomain = _solution_space(domain, codomain)
     if kappa.ndim == 0 and c.ndim == 0 and max(domain.grid) <= _LARGEST_MODES:
@@ -78,9 +79,9 @@ def elliptic(
 def poisson(domain: Space, codomain: Space | None = None) -> LinearOperator:
     """The solution ``u`` of ``Lap u = a`` with ``u = 0`` on the outermost points of the grid.
 
-    On ``n`` points ``linspace(0, 1, n)`` per dim, ``h = 1/(n - 1)``, it is the five-point scheme of DiffusionPDE
-    (Huang et al. 2024, "DiffusionPDE: generative PDE-solving under partial observation", appendix), where ``a``
-    on the outermost points does not count either.
+    On ``n`` points ``linspace(0, 1, n)`` per dim, ``h = 1/(n - 1)``, it is the five-point scheme that made
+    the data of Huang et al. 2024, "DiffusionPDE: generative PDE-solving under partial observation", where
+    ``a`` on the outermost points does not count either.
 
     Args:
         domain: the space of ``a``; see `elliptic`.
@@ -118,10 +119,11 @@ def helmholtz(domain: Space, wavenumber: float, codomain: Space | None = None) -
 
 @final
 class _Modes(LinearOperator):
-    """Constant coefficients: ``u = M (1/(kappa lambda + c)) N f`` with one pair ``M, N`` of matrices an axis."""
+    """Constant coefficients: ``u = M (1/(kappa lambda + c)) N f`` with a pair ``M, N`` of matrices an axis."""
 
     def __init__(
-        self, domain: Space, codomain: Space, steps: Sequence[float], sides: Sequence[str], kappa: float, c: float
+        self, domain: Space, codomain: Space, steps: Sequence[float], sides: Sequence[str],
+        kappa: float, c: float,
     ) -> None:
         self.domain, self.codomain = domain, codomain
         values, self.synthesis, self.analysis = [], [], []
@@ -139,19 +141,14 @@ class _Modes(LinearOperator):
             raise _singular()
         self.inverse = torch.from_numpy(1.0 / total)
 
-    def _transform(self, x: torch.Tensor, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> torch.Tensor:
-        out = _along_axes(_along_axes(x, first) * self.inverse.to(x), second)
-        return out
-
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """Expand in the modes, divide, sum up."""
-        u = self._transform(x, self.analysis, self.synthesis)
-        return u.reshape(x.shape[0], *self.codomain.shape)
+        return _along_axes(_along_axes(x, self.analysis) * self.inverse.to(x), self.synthesis)
 
     def adjoint(self, y: torch.Tensor) -> torch.Tensor:
         """The transposed matrices in reverse order."""
-        f = self._transform(y, [m.T for m in self.synthesis], [m.T for m in self.analysis])
-        return f.reshape(y.shape[0], *self.domain.shape)
+        modes = _along_axes(y, [m.T for m in self.synthesis]) * self.inverse.to(y)
+        return _along_axes(modes, [m.T for m in self.analysis])
 
 
 def _along_axes(x: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -168,18 +165,20 @@ class _Factorised(External):
     """Varying coefficients: one sparse LU of ``K + V c`` on the free points, solved for all rows at once."""
 
     def __init__(
-        self, domain: Space, codomain: Space, steps: Sequence[float], sides: Sequence[str], kappa: np.ndarray, c: np.ndarray
+        self, domain: Space, codomain: Space, steps: Sequence[float], sides: Sequence[str],
+        kappa: np.ndarray, c: np.ndarray,
     ) -> None:
         import scipy.sparse as sp
         from scipy.sparse.linalg import splu
 
         self.domain, self.codomain = domain, codomain
-        stiffness, volume, self.free = _assemble(domain.grid, steps, sides, np.broadcast_to(kappa, domain.grid))
+        kappa = np.broadcast_to(kappa, domain.grid)
+        stiffness, volume, self.free = _assemble(domain.grid, steps, sides, kappa)
         self.volume = volume[self.free]
         mass = sp.diags(self.volume * np.broadcast_to(c, domain.grid).reshape(-1)[self.free])
         matrix = sp.csc_matrix(stiffness + mass)
         try:
-            self._lu = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.01, options={"SymmetricMode": True})
+            self._lu = splu(matrix, "MMD_AT_PLUS_A", diag_pivot_thresh=0.01, options={"SymmetricMode": True})
         except RuntimeError as error:
             raise _singular() from error
         _check_condition(matrix, self._lu)
@@ -227,15 +226,13 @@ def _assemble(
     volume = reduce(np.multiply.outer, [v for _, v, _ in parts]).reshape(-1)
     free = np.ravel_multi_index(np.ix_(*[f for _, _, f in parts]), tuple(grid)).reshape(-1)
     stiffness = sp.csr_matrix((len(free), len(free)))
-    for axis, h in enumerate(steps):
-        def across(inner: Any, axis: int = axis) -> Any:
-            return reduce(sp.kron, [inner if a == axis else sp.identity(n) for a, n in enumerate(grid)]).tocsr()
-
-        other = reduce(np.multiply.outer, [v if a != axis else np.ones(n) for a, (n, (_, v, _)) in enumerate(zip(grid, parts, strict=True))])
-        # kappa on a face is the mean of its two ends; the other axes' shares of a cell are equal on both
-        weight = across(abs(parts[axis][0]) / 2) @ (kappa * other).reshape(-1) / h**2
-        d = across(parts[axis][0])[:, free]
-        stiffness = stiffness + d.T @ sp.diags(weight) @ d
+    for axis, ((difference, _, _), h) in enumerate(zip(parts, steps, strict=True)):
+        before, after = (sp.identity(math.prod(sizes)) for sizes in (grid[:axis], grid[axis + 1 :]))
+        d = sp.kron(sp.kron(before, difference), after).tocsr()
+        # kappa on a face is the mean of its two ends; the other axes' shares of a cell are the same on both
+        shares = [v if a != axis else np.ones(len(v)) for a, (_, v, _) in enumerate(parts)]
+        weight = abs(d) @ (kappa * reduce(np.multiply.outer, shares)).reshape(-1) / (2 * h**2)
+        stiffness = stiffness + d[:, free].T @ sp.diags(weight) @ d[:, free]
     return stiffness, volume, free
 
 
@@ -243,7 +240,9 @@ def _check_condition(matrix: Any, lu: Any) -> None:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
     from scipy.sparse.linalg import norm, onenormest
 
-    inverse = ScipyOperator(matrix.shape, matvec=lu.solve, rmatvec=lambda b: lu.solve(b, trans="T"), dtype=np.float64)
+    inverse = ScipyOperator(
+        matrix.shape, matvec=lu.solve, rmatvec=lambda b: lu.solve(b, trans="T"), dtype=np.float64
+    )
     if matrix.shape[0] > 4 and norm(matrix, 1) * onenormest(inverse) > 1e14:
         raise _singular()
 
@@ -263,7 +262,9 @@ def _sides(domain: Space, boundary: str | Sequence[str]) -> tuple[str, ...]:
             got=boundary, fix="choose one of the three",
         )
     if any(n < 3 for n in domain.grid):
-        raise InputError("domain", expected="at least 3 points along every dim", got=domain.sizes, fix="refine the grid")
+        raise InputError(
+            "domain", expected="at least 3 points along every dim", got=domain.sizes, fix="refine the grid"
+        )
     return sides
 
 
@@ -272,8 +273,8 @@ def _coefficient(domain: Space, values: Any, argument: str) -> np.ndarray:
     out = np.asarray(raw.detach().cpu() if isinstance(raw, torch.Tensor) else raw, dtype=np.float64)
     if out.shape not in ((), domain.grid) or not np.isfinite(out).all():
         raise InputError(
-            argument, expected=f"a finite number, or finite values of shape {domain.grid}", got=f"shape {out.shape}",
-            fix="give one value per grid point",
+            argument, expected=f"a finite number, or finite values of shape {domain.grid}",
+            got=f"shape {out.shape}", fix="give one value per grid point",
         )
     return out
 
@@ -281,11 +282,11 @@ def _coefficient(domain: Space, values: Any, argument: str) -> np.ndarray:
 def _solution_space(domain: Space, codomain: Space | None) -> Space:
     if codomain is None:
         names = ["u"] if len(domain.variables) == 1 else list(domain.variables)
-        old = list(domain.variables.values())
-        return Space(labels(domain), {n: Variable(domain.dims, complex=v.complex) for n, v in zip(names, old, strict=True)})
+        new = [Variable(domain.dims, complex=v.complex) for v in domain.variables.values()]
+        return Space(labels(domain), dict(zip(names, new, strict=True)))
     if codomain.sizes != domain.sizes or codomain.shape != domain.shape:
         raise InputError(
-            "codomain", expected=f"a space on {domain.sizes} with {len(domain.components)} component(s)", got=codomain,
-            fix="put the solution on the dims of the source",
+            "codomain", expected=f"a space on {domain.sizes} with {len(domain.components)} component(s)",
+            got=codomain, fix="put the solution on the dims of the source",
         )
     return codomain

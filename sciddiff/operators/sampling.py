@@ -15,7 +15,7 @@ import torch
 
 from sciddiff.errors import InputError
 from sciddiff.operators.base import LinearOperator, Operator, compose
-from sciddiff.operators.grids import blocks, labels, numbers, positions
+from sciddiff.operators.grids import blocks, labels, named, numbers, positions
 from sciddiff.spaces import Space, Variable
 
 __all__ = ["Gather", "Mask", "Points", "Select", "restrict"]
@@ -34,7 +34,8 @@ class Gather(LinearOperator):
         InputError: on a wrong shape or an index outside the state.
 
     Example:
-        >>> Gather(Space({"x": 3}), Space({"y": 2}), [[2], [0]]).apply(torch.tensor([[5.0, 6.0, 7.0]])).tolist()
+        >>> last_first = Gather(Space({"t": 3}), Space({"sensor": 2}), [[2], [0]])
+        >>> last_first.apply(torch.tensor([[5.0, 6.0, 7.0]])).tolist()
         [[7.0, 5.0]]
     """
 
@@ -73,7 +74,7 @@ class Gather(LinearOperator):
         if self.weight is not None:
             terms = terms * self.weight.to(y)
         flat = y.new_zeros((y.shape[0], self.domain.size))
-        flat = flat.index_add(1, self.index.to(y.device).reshape(-1), terms.reshape(y.shape[0], -1))
+        flat = flat.index_add(1, self.index.to(y.device).reshape(-1), terms.flatten(1))
         return flat.reshape(y.shape[0], *self.domain.shape)
 
 
@@ -122,7 +123,9 @@ class Points(Gather):
         index, weight = _corners(domain, terms)
         kept = [d for d in domain.dims if d not in terms]
         if dim in kept:
-            raise InputError("dim", expected=f"a name unlike the kept dims {kept}", got=repr(dim), fix="rename it")
+            raise InputError(
+                "dim", expected=f"a name unlike the kept dims {kept}", got=repr(dim), fix="pass another dim="
+            )
         variables, parts = {}, []
         for name, block in _chosen(domain, names):
             v = domain.variables[name]
@@ -131,7 +134,8 @@ class Points(Gather):
             flat = block.transpose(order).reshape(-1, math.prod(domain.sizes[d] for d in terms))
             parts.append(flat[:, index].reshape(-1, index.shape[1]))
             variables[name] = Variable((*rest, dim), v.units, v.complex, v.attrs)
-        codomain = Space({**{d: labels(domain)[d] for d in _used(kept, variables)}, dim: len(index)}, variables)
+        coords = {d: labels(domain)[d] for d in _used(kept, variables)}
+        codomain = Space({**coords, dim: len(index)}, variables)
         weights = None if index.shape[1] == 1 else np.tile(weight, (codomain.size // len(index), 1))
         super().__init__(domain, codomain, np.concatenate(parts), weights)
 
@@ -153,7 +157,7 @@ class Points(Gather):
         terms = {d: _at(domain, d, i) for d, i in columns.items()}
         self = cls.__new__(cls)
         self._build(domain, names, terms, dim)
-        self.locations = {d: np.asarray(domain.coords.get(d, np.arange(domain.sizes[d])))[i] for d, i in columns.items()}
+        self.locations = {d: named(domain, d)[i] for d, i in columns.items()}
         return self
 
 
@@ -170,7 +174,8 @@ class Select(Gather):
 
     Example:
         >>> space = Space({"time": [1990, 1991, 1992]}, {"t": "K", "q": "g/kg"})
-        >>> Select(space, {"time": [1992, 1990]}, variables="q").apply(torch.arange(6.0).reshape(1, 2, 3)).tolist()
+        >>> some = Select(space, {"time": [1992, 1990]}, variables="q")
+        >>> some.apply(torch.arange(6.0).reshape(1, 2, 3)).tolist()
         [[5.0, 3.0]]
     """
 
@@ -187,15 +192,12 @@ class Select(Gather):
         for d, i in indices.items():
             if len(i) == 0 or len(np.unique(i)) != len(i):
                 raise InputError(
-                    "keep", expected=f"one or more different labels of {d!r}", got=f"{len(i)} labels, repeated or none",
-                    fix="list every label once; Points takes repeated ones",
+                    "keep", expected=f"one or more different labels of {d!r}",
+                    got=f"{len(i)} labels, repeated or none", fix="list every label once; Points takes repeats",
                 )
-        coords: dict[str, Any] = {}
-        for d, n in domain.sizes.items():
-            if d in domain.coords:
-                coords[d] = domain.coords[d][indices[d]] if d in indices else domain.coords[d]
-            else:
-                coords[d] = len(indices[d]) if d in indices else n
+        coords = labels(domain)
+        for d, i in indices.items():
+            coords[d] = domain.coords[d][i] if d in domain.coords else len(i)
         parts = []
         for name, block in _chosen(domain, names):
             for axis, d in enumerate(domain.variables[name].dims):
@@ -212,7 +214,7 @@ class Select(Gather):
         """Keep positions, counted from 0, instead of labels.
 
         Example:
-            >>> Select.at_indices(Space({"x": [0.1, 0.2, 0.3]}), {"x": [2]}).codomain.coords["x"].tolist()
+            >>> Select.at_indices(Space({"t": [0.1, 0.2, 0.3]}), {"t": [2]}).codomain.coords["t"].tolist()
             [0.3]
         """
         _known_dims(domain, keep, "keep")
@@ -235,8 +237,8 @@ class Mask(Gather):
         InputError: if the mask is not boolean, has another shape, or is False everywhere.
 
     Example:
-        >>> seen = Mask(Space({"x": [0.0, 0.5, 1.0]}), [True, False, True])
-        >>> seen.apply(torch.tensor([[5.0, 6.0, 7.0]])).tolist(), seen.locations["x"].tolist()
+        >>> seen = Mask(Space({"t": [0.0, 0.5, 1.0]}), [True, False, True])
+        >>> seen.apply(torch.tensor([[5.0, 6.0, 7.0]])).tolist(), seen.locations["t"].tolist()
         ([[5.0, 7.0]], [0.0, 1.0])
     """
 
@@ -246,10 +248,13 @@ class Mask(Gather):
         _names(domain, list(given))
         masks = {n: _booleans(domain, n, m) for n, m in given.items()}
         if not any(m.any() for m in masks.values()):
-            raise InputError("mask", expected="at least one True", got="none", fix="True marks what is observed")
+            raise InputError(
+                "mask", expected="at least one True", got="none", fix="True marks what is observed"
+            )
         masks = {n: m for n, m in masks.items() if m.any()}
         dims = {n: f"{n}_{dim}" if per_variable else dim for n in masks}
-        variables = {n: Variable((dims[n],), v.units, v.complex, v.attrs) for n, v in domain.variables.items() if n in masks}
+        old = {n: v for n, v in domain.variables.items() if n in masks}
+        variables = {n: Variable((dims[n],), v.units, v.complex, v.attrs) for n, v in old.items()}
         sizes = {dims[n]: int(masks[n].sum()) for n in variables}
         parts = [block[masks[n]][:, None] for n, block in blocks(domain) if n in masks]
         super().__init__(domain, Space(sizes, variables), np.concatenate(parts))
@@ -258,9 +263,7 @@ class Mask(Gather):
         if not per_variable:
             where = np.nonzero(next(iter(masks.values())))
             shared = next(iter(domain.variables.values())).dims
-            self.locations = {
-                d: np.asarray(domain.coords.get(d, np.arange(domain.sizes[d])))[i] for d, i in zip(shared, where, strict=True)
-            }
+            self.locations = {d: named(domain, d)[i] for d, i in zip(shared, where, strict=True)}
 
 
 def restrict(operator: Operator, keep: Any) -> Operator:
@@ -278,7 +281,7 @@ def restrict(operator: Operator, keep: Any) -> Operator:
         InputError: on indices outside the codomain, or a mask of another shape.
 
     Example:
-        >>> sensors = Points.at_indices(Space({"x": 5}), [4, 3, 0])
+        >>> sensors = Points.at_indices(Space({"t": 5}), [4, 3, 0])
         >>> restrict(sensors, [2, 0]).apply(torch.arange(5.0)[None]).tolist()
         [[0.0, 4.0]]
     """
@@ -290,8 +293,8 @@ def restrict(operator: Operator, keep: Any) -> Operator:
         return compose(Mask(space, keep), operator)
     if len(space.dims) != 1:
         raise InputError(
-            "keep", expected=f"a mapping of dims {space.dims} to indices, or booleans", got=f"shape {values.shape}",
-            fix="name the dim, for example {'" + space.dims[0] + "': [0, 2]}",
+            "keep", expected=f"a mapping of dims {space.dims} to indices, or booleans",
+            got=f"shape {values.shape}", fix="name the dim, for example {'" + space.dims[0] + "': [0, 2]}",
         )
     return compose(Select.at_indices(space, {space.dims[0]: values}), operator)
 
@@ -303,9 +306,13 @@ _Terms = tuple[np.ndarray, np.ndarray]
 
 
 def _names(domain: Space, variables: str | Sequence[str] | None) -> list[str]:
-    names = list(domain.variables) if variables is None else [variables] if isinstance(variables, str) else list(variables)
+    if variables is None:
+        return list(domain.variables)
+    names = [variables] if isinstance(variables, str) else list(variables)
     if not names or not set(names) <= set(domain.variables) or len(set(names)) != len(names):
-        raise InputError("variables", expected=f"names among {list(domain.variables)}", got=names, fix="check the names")
+        raise InputError(
+            "variables", expected=f"names among {list(domain.variables)}", got=names, fix="check the names"
+        )
     return [n for n in domain.variables if n in names]
 
 
@@ -320,13 +327,15 @@ def _used(dims: Sequence[str], variables: Mapping[str, Variable]) -> list[str]:
 def _known_dims(domain: Space, given: Mapping[str, Any], argument: str) -> None:
     unknown = [d for d in given if d not in domain.sizes]
     if unknown:
-        raise InputError(argument, expected=f"dims among {domain.dims}", got=unknown, fix="check the dims' names")
+        raise InputError(argument, expected=f"dims among {domain.dims}", got=unknown, fix="check the names")
 
 
 def _vector(values: Any, argument: str) -> np.ndarray:
     out = np.asarray(values)
     if out.ndim != 1:
-        raise InputError(argument, expected="1-D labels or indices of every dim", got=f"shape {out.shape}", fix="pass a list")
+        raise InputError(
+            argument, expected="1-D labels or indices of every dim", got=f"shape {out.shape}", fix="pass a list"
+        )
     return out
 
 
@@ -347,8 +356,10 @@ def _columns(domain: Space, locations: Any, names: Sequence[str], argument: str)
             )
         columns = {d: table[:, k] for k, d in enumerate(dims)}
     if len({len(c) for c in columns.values()}) != 1 or not len(next(iter(columns.values()))):
-        raise InputError(argument, expected="at least one sensor, as many labels in every dim",
-                         got={d: len(c) for d, c in columns.items()}, fix="give every sensor one label per dim")
+        raise InputError(
+            argument, expected="at least one sensor, and as many labels in every dim",
+            got={d: len(c) for d, c in columns.items()}, fix="give every sensor one label per dim",
+        )
     for name in names:
         if not set(columns) <= set(domain.variables[name].dims):
             raise InputError(
@@ -365,7 +376,7 @@ def _at(domain: Space, dim: str, indices: np.ndarray) -> _Terms:
     if indices.dtype.kind not in "iu" or (len(indices) and (indices.min() < 0 or indices.max() >= n)):
         raise InputError(
             "indices", expected=f"ints from 0 to {n - 1} along {dim!r}",
-            got=f"dtype {indices.dtype}, {indices.min() if len(indices) else ''} to {indices.max() if len(indices) else ''}",
+            got=f"{np.array2string(indices, threshold=6)} of dtype {indices.dtype}",
             fix="count grid points from 0; coordinates go to Points(domain, locations)",
         )
     return indices.astype(np.int64)[:, None], np.ones((len(indices), 1))
@@ -398,7 +409,9 @@ def _between(domain: Space, dim: str, values: np.ndarray) -> _Terms:
     outside = (x < ascending[0] - slack) | (x > ascending[-1] + slack)
     if outside.any():
         raise InputError(
-            "locations", expected=f"points inside the grid, from {ascending[0]:g} to {ascending[-1]:g} along {dim!r}",
+            "locations",
+            expected=f"points inside the grid, from {named(domain, dim)[order[0]]} to "
+            f"{named(domain, dim)[order[-1]]} along {dim!r}",
             got=f"{int(outside.sum())} outside, such as {values[outside][0]}", fix="drop them, or widen the space",
         )
     if len(grid) == 1:
@@ -409,7 +422,7 @@ def _between(domain: Space, dim: str, values: np.ndarray) -> _Terms:
 
 
 def _numeric(domain: Space, dim: str, values: np.ndarray) -> np.ndarray:
-    reference = domain.coords.get(dim, np.arange(domain.sizes[dim]))
+    reference = named(domain, dim)
     try:
         if reference.dtype.kind == "M" and values.dtype.kind in "iufc":
             raise TypeError
@@ -420,7 +433,9 @@ def _numeric(domain: Space, dim: str, values: np.ndarray) -> np.ndarray:
             fix="pass labels of the dim's own kind; Points.at_indices takes indices",
         ) from error
     if not np.isfinite(x).all():
-        raise InputError("locations", expected="finite coordinates", got="NaN or infinity", fix="drop those sensors")
+        raise InputError(
+            "locations", expected="finite coordinates", got="NaN or infinity", fix="drop those sensors"
+        )
     return x
 
 
@@ -432,7 +447,7 @@ def _nearest(ascending: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _off(dim: str, value: Any, domain: Space) -> InputError:
-    grid = domain.coords.get(dim, np.arange(domain.sizes[dim]))
+    grid = named(domain, dim)
     return InputError(
         "locations", expected=f"labels of {dim!r}, which run from {grid[0]} to {grid[-1]}", got=f"{value}",
         fix="use interpolate='linear' inside a numeric grid, or the labels of the grid",
@@ -453,13 +468,15 @@ def _booleans(domain: Space, name: str, mask: Any) -> np.ndarray:
     dims = domain.variables[name].dims
     if hasattr(mask, "dims") and hasattr(mask, "transpose"):
         if set(mask.dims) != set(dims):
-            raise InputError("mask", expected=f"dims {dims} for {name!r}", got=f"dims {mask.dims}", fix="rename the dims")
+            raise InputError(
+                "mask", expected=f"dims {dims} for {name!r}", got=f"dims {mask.dims}", fix="rename the dims"
+            )
         mask = mask.transpose(*dims).values
     values = mask.cpu().numpy() if isinstance(mask, torch.Tensor) else np.asarray(mask)
     shape = tuple(domain.sizes[d] for d in dims)
     if values.dtype.kind != "b" or values.shape != shape:
         raise InputError(
-            "mask", expected=f"booleans of shape {shape} for {name!r}", got=f"{values.dtype} of shape {values.shape}",
-            fix="pass mask.astype(bool) on the variable's dims; True marks what is observed",
+            "mask", expected=f"booleans of shape {shape} for {name!r}",
+            got=f"{values.dtype} of shape {values.shape}", fix="pass mask.astype(bool) on the variable's dims; True marks what is observed",
         )
     return values
