@@ -1,0 +1,31 @@
+"""Solvers of the path from noise to data, schedules of its levels, and what the path tells beside draws."""
+
+from sciddiff.solvers.adaptive import Adaptive
+from sciddiff.solvers.base import Denoiser, Noiser, Progress, Solver, Step
+from sciddiff.solvers.moments import Moments, Spreading
+from sciddiff.solvers.ode import DPMSolver, Euler, Heun
+from sciddiff.solvers.schedules import VP, AlongPath, Cosine, Exponential, Flow, Karras, Schedule
+from sciddiff.solvers.stochastic import Ancestral, PredictorCorrector
+
+__all__ = [
+    "VP",
+    "Adaptive",
+    "AlongPath",
+    "Ancestral",
+    "Cosine",
+    "DPMSolver",
+    "Denoiser",
+    "Euler",
+    "Exponential",
+    "Flow",
+    "Heun",
+    "Karras",
+    "Moments",
+    "Noiser",
+    "PredictorCorrector",
+    "Progress",
+    "Schedule",
+    "Solver",
+    "Spreading",
+    "Step",
+]
