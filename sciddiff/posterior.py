@@ -122,6 +122,17 @@ class LinearGaussian:
             out.append(o.noise.covariance(shape).apply(part.reshape(-1, *shape)).flatten(1))
         return torch.cat(out, 1)
 
+    def noise_draw(self, streams: Streams) -> torch.Tensor:
+        """A draw of ``N(0, R)`` for every stream, ``(rows, size)``."""
+        out = []
+        for o in self.observations:
+            assert isinstance(o.noise, Gaussian)
+            zero = torch.zeros(
+                (len(streams), *o.operator.codomain.shape), dtype=self.prior.dtype, device=self.prior.device
+            )
+            out.append(o.noise.draw(zero, streams).flatten(1))
+        return torch.cat(out, 1)
+
     @property
     def noise_matrix(self) -> torch.Tensor:
         """``R``, ``(size, size)``."""
@@ -360,7 +371,7 @@ def sample_prior(
     prior: Prior, n: int, *, seed: int, solver: Solver | None, steps: int | None, chunk: int | None
 ) -> xr.Dataset:
     """Unconditional draws; see `Prior.sample`."""
-    from sciddiff.methods.base import Cost, bar, integrate
+    from sciddiff.methods.base import Cost, bar, integrate, unconditional
 
     check_count("n", n), check_seed(seed)
     cost, out = Cost(), []
@@ -371,7 +382,9 @@ def sample_prior(
             z = prior.draw(streams) if solver is None and steps is None else None
             if z is None:
                 denoise: Callable[[torch.Tensor, float], torch.Tensor] = cost.count(prior.denoise)
-                z = integrate(prior, denoise, streams, solver, steps, bar(None))
+                z = integrate(
+                    prior, unconditional(prior, denoise, streams), streams, solver, steps, bar(None)
+                )
             out.append(prior.normalisation.physical(z))
     draws = prior.space.dataset(torch.cat(out), ["sample"])
     draws.attrs.update(

@@ -11,7 +11,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final, runtime_checkable
 
 import torch
 
@@ -19,7 +19,7 @@ from sciddiff.errors import InputError
 from sciddiff.posterior import chunks
 from sciddiff.priors.base import Prior
 from sciddiff.random import Streams
-from sciddiff.solvers import Denoiser, DPMSolver, Solver
+from sciddiff.solvers import Denoiser, DPMSolver, Moments, Solver
 
 if TYPE_CHECKING:
     from sciddiff.posterior import Posterior
@@ -35,6 +35,7 @@ __all__ = [
     "integrate",
     "likelihood_gradient",
     "tweedie",
+    "unconditional",
 ]
 
 Guided = Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]
@@ -94,7 +95,7 @@ class Run:
                     fix="leave it out; the method's own settings say how it works",
                 )
         self.posterior, self.method, self.n, self.seed = posterior, method, n, seed
-        self.solver = (DPMSolver() if solver is None else solver).with_steps(steps)
+        self.solver = solver
         self.steps, self.chunk, self.cost = steps, chunk, Cost()
         self.bar = bar(progress)
         self.notes: dict[str, Any] = {}
@@ -103,6 +104,13 @@ class Run:
     def prior(self) -> Prior:
         """The posterior's prior."""
         return self.posterior.prior
+
+    def solver_for(self, guided: Guided) -> Solver:
+        """The caller's solver, else `Moments` where the guided denoiser can draw from its covariance."""
+        chosen = self.solver or (Moments() if isinstance(guided, SpreadingGuided) else DPMSolver())
+        chosen = chosen.with_steps(self.steps)
+        self.notes["solver"] = repr(chosen)
+        return chosen
 
     def denoise(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
         """The prior's denoiser, counted."""
@@ -140,7 +148,7 @@ class Run:
         return {
             "method": repr(self.method),
             "settings": json.dumps(self.method.settings(), sort_keys=True),
-            "solver": repr(self.solver) if "solver" in self.method.takes else "none",
+            "solver": "none",
             "prior": repr(self.prior),
             "seed": self.seed,
             "forwards": self.cost.forwards / total,
@@ -196,13 +204,48 @@ class GuidedDenoiser(Method):
     def draw(self, run: Run) -> torch.Tensor:
         """Integrate the guided denoiser from noise to data, chunk by chunk."""
         guided, out = self.guide(run), []
+        solver = run.solver_for(guided)
         for rows in run.rows():
-
-            def denoise(z: torch.Tensor, sigma: float, cases: torch.Tensor = rows.cases) -> torch.Tensor:
-                return guided(z, sigma, cases)
-
-            out.append(integrate(run.prior, denoise, rows.streams, run.solver, None, run.bar))
+            out.append(integrate(run.prior, _bound(guided, rows), rows.streams, solver, None, run.bar))
         return torch.cat(out)
+
+
+@runtime_checkable
+class SpreadingGuided(Protocol):
+    """A guided denoiser that can draw from its covariance, for the solver `Moments`."""
+
+    def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
+        """``D_y``."""
+
+    def spread(self, sigma: float, cases: torch.Tensor, streams: Streams) -> torch.Tensor:
+        """A draw of ``N(0, Cov[z0 | z, y])`` for every row."""
+
+
+@final
+@dataclass(frozen=True)
+class _Spreading:
+    """A denoiser of some rows that can draw from its covariance."""
+
+    denoise: Denoiser
+    draw: Callable[[float], torch.Tensor]
+
+    def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return self.denoise(x, sigma)
+
+    def spread(self, sigma: float) -> torch.Tensor:
+        return self.draw(sigma)
+
+
+def _bound(guided: Guided, rows: Rows) -> Denoiser:
+    """The guided denoiser of some rows, with the draws from its covariance where it has them."""
+
+    def denoise(z: torch.Tensor, sigma: float) -> torch.Tensor:
+        return guided(z, sigma, rows.cases)
+
+    if not isinstance(guided, SpreadingGuided):
+        return denoise
+    spreading: SpreadingGuided = guided
+    return _Spreading(denoise, lambda sigma: spreading.spread(sigma, rows.cases, rows.streams))
 
 
 def integrate(
@@ -223,6 +266,19 @@ def integrate(
     z = sigmas[0] * prior.noise(streams)
     z = z + denoise(z, sigmas[0])
     return solver.integrate(denoise, z, sigmas, lambda: prior.noise(streams), progress)
+
+
+def unconditional(prior: Prior, denoise: Denoiser, streams: Streams) -> Denoiser:
+    """The prior's denoiser of some rows, with the draws from its covariance where it is known."""
+    if prior.covariance(prior.sigma_max) is None:
+        return denoise
+
+    def spread(sigma: float) -> torch.Tensor:
+        cov = prior.covariance(sigma)
+        assert cov is not None  # asked above
+        return cov.sqrt(streams.normal(cov.white_shape, dtype=prior.dtype, device=prior.device))
+
+    return _Spreading(denoise, spread)
 
 
 def tweedie(

@@ -17,6 +17,7 @@ from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.linalg import cg
 from sciddiff.methods.base import Guided, GuidedDenoiser, Run, tweedie
 from sciddiff.noise import Gaussian
+from sciddiff.random import Streams
 
 if TYPE_CHECKING:
     from sciddiff.posterior import LinearGaussian, Posterior
@@ -132,10 +133,22 @@ class _Fixed:
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
         d = self.run.denoise(z, sigma)
+        return d + self.gain(sigma, self.linear.residual(d, cases), cases)
+
+    def spread(self, sigma: float, cases: torch.Tensor, streams: Streams) -> torch.Tensor:
+        """A draw of ``N(0, Cov[z0 | z, y])``: condition a draw of ``N(0, Cov)`` on zero (Matheron's rule)."""
+        cov, _ = self.factor(sigma)
+        prior = self.run.prior
+        u = cov.sqrt(streams.normal(cov.white_shape, dtype=prior.dtype, device=prior.device))
+        r = -self.linear.apply(u) - self.linear.noise_draw(streams)
+        mask = self.linear.mask
+        return u + self.gain(sigma, r if mask is None else torch.where(mask[cases], r, 0.0), cases)
+
+    def gain(self, sigma: float, r: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
+        """``Cov B^T (R + B Cov B^T)^-1 r`` on what was observed."""
         cov, factor = self.factor(sigma)
-        r = self.linear.residual(d, cases)
         v = self.system.solve(cov.apply, r, cases) if factor is None else self.direct(factor, r, cases)
-        return d + cov.apply(self.linear.adjoint(v))
+        return cov.apply(self.linear.adjoint(v))
 
     def factor(self, sigma: float) -> tuple[Covariance, torch.Tensor | None]:
         if sigma not in self.factors:
