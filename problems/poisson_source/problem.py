@@ -200,7 +200,7 @@ def picture(problem: Problem, draws: xr.Dataset, field: int = 0) -> Any:
         draws.isel(field=field),
         truth=problem.truth.isel(field=field),
         observation=problem.y.isel(field=field),
-        count=2,
+        count=4,
     )
     return np.asarray(axes).flat[0].figure
 

@@ -11,6 +11,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final, runtime_checkable
 
 import torch
@@ -142,8 +143,6 @@ class Run:
 
     def attrs(self) -> dict[str, Any]:
         """What the result records of the call, as plain values."""
-        from sciddiff import __version__
-
         total = self.n * self.posterior.cases
         return {
             "method": repr(self.method),
@@ -154,7 +153,7 @@ class Run:
             "forwards": self.cost.forwards / total,
             "vjps": self.cost.vjps / total,
             "operator_calls": self.cost.operator_calls / total,
-            "sciddiff": __version__,
+            "sciddiff": version("sciddiff"),
             "torch": torch.__version__,
             **self.notes,
         }
