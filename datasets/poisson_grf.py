@@ -14,7 +14,7 @@ import numpy as np
 import scipy.fft
 import torch
 
-from sciddiff.bench.cache import cache_dir
+from sciddiff.bench.cache import cached
 from sciddiff.draws import load as read
 from sciddiff.draws import save
 from sciddiff.operators import poisson
@@ -53,9 +53,7 @@ def make(path: Path, *, n: int = 128, fields: int = 20, seed: int = 0) -> None:
     save(data, path)
 
 
-def load(*, n: int = 128, fields: int = 20, seed: int = 0, cache: Path | None = None) -> xr.Dataset:
+def load(*, n: int = 128, fields: int = 20, seed: int = 0, cache: str | Path | None = None) -> xr.Dataset:
     """The pairs, labelled, from the cache; made there first if they are missing."""
-    path = (cache or cache_dir()) / f"poisson_grf_{n}_{fields}_{seed}.nc"
-    if not path.exists():
-        make(path, n=n, fields=fields, seed=seed)
-    return read(path)
+    name = f"poisson_grf_{n}_{fields}_{seed}.nc"
+    return read(cached(name, lambda path: make(path, n=n, fields=fields, seed=seed), cache))
