@@ -2,5 +2,7 @@
 
 from sciddiff.priors.base import Normalisation, Prior
 from sciddiff.priors.gaussian import GaussianPrior
+from sciddiff.priors.neural import NetworkPrior, NeuralPrior
+from sciddiff.priors.storage import load_prior
 
-__all__ = ["GaussianPrior", "Normalisation", "Prior"]
+__all__ = ["GaussianPrior", "NetworkPrior", "NeuralPrior", "Normalisation", "Prior", "load_prior"]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from sciddiff.noise import Noise
     from sciddiff.operators.base import Operator
     from sciddiff.posterior import Posterior
+    from sciddiff.priors.neural import NetworkPrior
+    from sciddiff.priors.paths import Path
     from sciddiff.solvers.base import Solver
 
 __all__ = ["Normalisation", "Prior", "level"]
@@ -161,6 +165,72 @@ class Prior(ABC):
         if mean is not None:
             other.normalisation = Normalisation(mean.to(self.normalisation.mean), self.normalisation.scale)
         return other
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same law with states of another dtype or on another device; this one is left as it is.
+
+        Raises:
+            InputError: on a dtype that is not real.
+        """
+        dtype = self.dtype if dtype is None else dtype
+        if not dtype.is_floating_point:
+            raise InputError(
+                "dtype", expected="a real dtype", got=dtype, fix="pass for example torch.float64"
+            )
+        other = copy.copy(self)
+        other.device, other.dtype = self.device if device is None else torch.device(device), dtype
+        units = self.normalisation
+        other.normalisation = Normalisation(units.mean.to(other.device), units.scale.to(other.device))
+        other.season = None if self.season is None else self.season.to(other.device)
+        return other
+
+    def save(self, path: str | PathLike[str], *, half: bool = False) -> None:
+        """Write ``path.safetensors`` and ``path.json``, which `load_prior` reads back; no code is stored.
+
+        Args:
+            path: where, without a suffix.
+            half: store network weights in half precision and fitted covariances in single precision.
+
+        Raises:
+            InputError: if the prior is of a kind that cannot be stored.
+        """
+        from sciddiff.priors.storage import save_prior
+
+        save_prior(self, path, half=half)
+
+    @staticmethod
+    def from_network(
+        net: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        space: Space,
+        *,
+        predicts: str,
+        path: str | Path,
+        sigma_max: float,
+        sigma_min: float | None = None,
+        normalisation: Normalisation | None = None,
+        reference: Covariance | None = None,
+        time: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        channel_axis: bool = True,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> NetworkPrior:
+        """A prior from a network that was trained elsewhere; see `NetworkPrior` for the arguments."""
+        from sciddiff.priors.neural import NetworkPrior
+
+        return NetworkPrior(
+            net,
+            space,
+            predicts=predicts,
+            path=path,
+            sigma_max=sigma_max,
+            sigma_min=sigma_min,
+            normalisation=normalisation,
+            reference=reference,
+            time=time,
+            channel_axis=channel_axis,
+            dtype=dtype,
+            device=device,
+        )
 
     def noise(self, streams: Streams) -> torch.Tensor:
         """Reference noise ``C^1/2 z``, one row per stream."""

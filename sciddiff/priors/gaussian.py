@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 
@@ -103,7 +103,7 @@ class GaussianPrior(Prior):
         *,
         batch_dim: str = "sample",
         kind: str = "dense",
-        shrinkage: float = 0.0,
+        shrinkage: float | Literal["optimal"] = 0.0,
         **settings: Any,
     ) -> GaussianPrior:
         """Fit mean and covariance to many states.
@@ -113,7 +113,9 @@ class GaussianPrior(Prior):
             space: the states.
             batch_dim: name of the dim of ``data`` that counts states.
             kind: "dense" (sample covariance) or "diagonal".
-            shrinkage: weight in [0, 1] of the diagonal in the dense covariance.
+            shrinkage: weight in [0, 1] of the diagonal in the dense covariance; "optimal" estimates the
+                weight of least squared error of the correlations (Schäfer and Strimmer 2005,
+                "A shrinkage approach to large-scale covariance matrix estimation", section 2.4).
             settings: passed to the constructor.
 
         Raises:
@@ -129,10 +131,10 @@ class GaussianPrior(Prior):
                 got=repr(kind),
                 fix="choose one; for fields build a spectral covariance",
             )
-        if not 0.0 <= shrinkage <= 1.0:
+        if shrinkage != "optimal" and not (isinstance(shrinkage, (int, float)) and 0.0 <= shrinkage <= 1.0):
             raise InputError(
                 "shrinkage",
-                expected="a weight from 0 to 1",
+                expected="a weight from 0 to 1, or 'optimal'",
                 got=shrinkage,
                 fix="0 keeps the sample covariance",
             )
@@ -143,8 +145,20 @@ class GaussianPrior(Prior):
                 space, diagonal(flat.square().sum(0).reshape(space.shape) / (len(flat) - 1)), mean, **settings
             )
         matrix = flat.T @ flat / (len(flat) - 1)
+        shrinkage = _shrinkage(flat) if shrinkage == "optimal" else shrinkage
         matrix = (1 - shrinkage) * matrix + shrinkage * torch.diag(torch.diagonal(matrix))
         return cls(space, dense(matrix, space.shape), mean, **settings)
+
+
+def _shrinkage(centred: torch.Tensor) -> float:
+    """``sum Var(r_ij) / sum r_ij^2`` over the off-diagonal correlations, at most 1."""
+    n, sd = len(centred), centred.std(0)
+    x = centred / torch.where(sd > 0, sd, 1.0)
+    product = x.T @ x / n
+    variance = ((x**2).T @ x**2 / n - product**2) * (n / (n - 1)) ** 2 / (n - 1)
+    off = ~torch.eye(len(product), dtype=torch.bool, device=x.device)
+    total = float(((product * n / (n - 1)) ** 2)[off].sum())
+    return min(1.0, float(variance[off].sum()) / total) if total > 0 else 1.0
 
 
 def _scale(covariance: Covariance, space: Space) -> torch.Tensor:
