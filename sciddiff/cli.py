@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``sciddiff``; None takes them from the command line.
 
     Returns:
-        The exit status: 0 for success, 2 for what the user can put right, 1 for a problem that crashed.
+        The exit status: 0 for success, 2 for what the user can put right, 1 for a problem that crashed, 130 when stopped.
 
     Example:
         >>> from sciddiff.cli import main
@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SciddiffError, OSError) as error:
         _complain(str(error))
         return 2
+    except KeyboardInterrupt:
+        _complain("stopped")
+        return 130
     return status
 
 

@@ -105,7 +105,7 @@ def _headline(result: Mapping[str, Any]) -> str:
     parts = []
     for name, value in list(result["metrics"].items())[:HEADLINE]:
         known = result["reference"].get(name)
-        beside = f' <span class="quiet">({_number(known["value"])})</span>' if known else ""
+        beside = f' <span class="quiet">vs {_number(known["value"])}</span>' if known else ""
         parts.append(
             f"<span>{_name(name)} <b>{_quantity(value, result['units'].get(name))}</b>{beside}</span>"
         )
@@ -145,9 +145,9 @@ def _metrics(result: Mapping[str, Any]) -> str:
                 f'<td class="source">{_text(reference["source"]) if reference else ""}</td>',
             ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    head = '<th scope="col">Figure</th><th scope="col" class="number">Here</th>'
+    head = '<th scope="col">Metric</th><th scope="col" class="number">Here</th>'
     if compared:
-        head += '<th scope="col" class="number">Reference</th><th scope="col">Where that comes from</th>'
+        head += '<th scope="col" class="number">Reference</th><th scope="col">Source of it</th>'
     return _wide(f"<caption>Results</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
 
 
@@ -184,33 +184,39 @@ def _picture(figure: Mapping[str, Any], folder: Path) -> str:
     except (OSError, struct.error):
         return f'<figure class="missing"><figcaption>{escape(figure["file"])} is missing. {caption}</figcaption></figure>'
     source = base64.b64encode(data).decode("ascii")
+    shape = ' class="panorama"' if width > 2 * height else ""
     return (
-        f'<figure><img width="{width}" height="{height}" alt="{escape(figure["caption"])}" '
-        f'src="data:image/png;base64,{source}"><figcaption>{caption}</figcaption></figure>'
+        f'<figure{shape}><div><img width="{width}" height="{height}" alt="{escape(figure["caption"])}" '
+        f'src="data:image/png;base64,{source}"></div><figcaption>{caption}</figcaption></figure>'
     )
 
 
 def _cost(result: Mapping[str, Any]) -> str:
     cost, attrs = result["cost"], result.get("draws", {}).get("attrs", {})
     spent = [
-        f"{_number(cost[key])} {word}"
+        f"{_number(int(cost[key]) if cost[key].is_integer() else cost[key], 3)} {word}"
         for key, word in (
             ("forwards_per_draw", "denoiser calls"),
             ("vjps_per_draw", "vector-Jacobian products"),
             ("operator_calls_per_draw", "operator calls"),
             ("seconds_per_draw", "s"),
         )
-        if key in cost
+        if cost.get(key)
     ]
     facts = {
         "Method": _code(attrs.get("method")),
         "Solver": _code(attrs.get("solver") if attrs.get("solver") != "none" else None),
         "Prior": _code(attrs.get("prior")),
+        "Diagnosis": _text(str(attrs.get("diagnosis", ""))),
         "A draw takes": ", ".join(spent),
-        "The whole run": f"{_number(cost.get('wall_seconds'))} s for {_value(cost.get('draws'))} draws"
+        "The whole run": f"{_number(cost.get('wall_seconds'), 3)} s for {_value(cost.get('draws'))} draws"
         f" on {_value(cost.get('threads'))} threads",
         "Seed": _value(result["seed"]),
-        "Settings": ", ".join(f"{_name(k)} {_value(v)}" for k, v in result.get("settings", {}).items()),
+        "Settings": ", ".join(
+            f"{_name(key)} {_value(value)}"
+            for key, value in result.get("settings", {}).items()
+            if (key, value) != ("seed", result["seed"])
+        ),
         "Versions": _versions(result),
         "Again": _code(f"sciddiff run {result['name']} --seed {result['seed']} --out DIR"),
     }
@@ -265,24 +271,24 @@ def _quantity(value: float, units: str | None) -> str:
     return _number(value) + suffix
 
 
-def _number(value: float | None) -> str:
-    """Three digits that count, none of an integer's lost."""
+def _number(value: float | None, digits: int = 4) -> str:
+    """As written where that is short, else rounded to some significant digits; integers in full."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
-    if value == 0:
-        return "0"
-    if 1e-3 <= abs(value) < 1e5:
-        text = (
-            f"{value:#.3g}"
-            if abs(value) < 999.5
-            else f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-        )
-        return text.rstrip(".").replace("-", "\N{MINUS SIGN}")
-    mantissa, exponent = f"{value:.2e}".split("e")
-    mantissa, power = (text.replace("-", "\N{MINUS SIGN}") for text in (mantissa, str(int(exponent))))
-    return f"{mantissa}\N{THIN SPACE}\N{MULTIPLICATION SIGN}\N{THIN SPACE}10<sup>{power}</sup>"
+    sign, size = "\N{MINUS SIGN}" if value < 0 else "", abs(value)
+    text = repr(size)
+    if isinstance(value, float):
+        if size and not 1e-4 <= size < 1e5:
+            mantissa, power = f"{size:.{digits}g}".split("e")
+            exponent = str(int(power)).replace("-", "\N{MINUS SIGN}")
+            return (
+                f"{sign}{mantissa}\N{THIN SPACE}\N{MULTIPLICATION SIGN}\N{THIN SPACE}10<sup>{exponent}</sup>"
+            )
+        if len(text.replace(".", "").lstrip("0")) > digits:
+            text = f"{size:.0f}" if size >= 10 ** (digits - 1) else f"{size:#.{digits}g}"
+    whole, point, rest = text.rstrip(".").partition(".")
+    grouped = f"{int(whole):,}".replace(",", "\N{NARROW NO-BREAK SPACE}") if len(whole) > 4 else whole
+    return sign + grouped + point + rest
 
 
 STYLE = """
@@ -318,13 +324,15 @@ figcaption { margin-top: .6rem; color: var(--soft); font-size: .88rem; line-heig
 .missing { padding: 1rem; background: var(--pale); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2rem; }
 .wide { overflow-x: auto; margin: 2rem 0; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; line-height: 1.4; }
+table { border-collapse: collapse; min-width: min(100%, 34rem); font-size: .9rem; line-height: 1.4; }
 caption { text-align: left; font-weight: 600; font-size: .95rem; padding-bottom: .5rem; }
-th, td { padding: .45rem 1.25rem .45rem 0; text-align: left; vertical-align: baseline; border-bottom: 1px solid var(--line); }
+th, td { padding: .45rem 2rem .45rem 0; text-align: left; vertical-align: baseline; border-bottom: 1px solid var(--line); }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { border-bottom: 1.5px solid var(--ink); font-weight: 600; font-size: .82rem; white-space: nowrap; }
-tbody th { font-weight: 400; }
+tbody th { font-weight: 400; white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td:first-child { min-width: 8rem; }
+sup { line-height: 0; }
 .units, .source { color: var(--soft); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.25rem; margin: 0; padding: 1rem 1.25rem;
   background: var(--pale); border-radius: 6px; font-size: .88rem; line-height: 1.45; }
@@ -337,12 +345,18 @@ dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
   h1 { font-size: 1.6rem; }
   h2 { font-size: 1.3rem; }
   section { margin-top: 3rem; }
+  th, td { padding-right: 1.2rem; }
+  .panorama div { overflow-x: auto; }
+  .panorama img { max-width: none; width: 40rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
 }
 @media print {
   @page { margin: 18mm 16mm; }
-  body { max-width: none; padding: 0; font-size: 10.5pt; }
+  html { font-size: 11px; }
+  body { max-width: none; padding: 0; font-size: 1.05rem; }
+  .pictures { grid-template-columns: 1fr 1fr; }
+  .wide { overflow: visible; }
   section { break-before: page; margin-top: 0; }
   figure, tr, dl, nav li { break-inside: avoid; }
   h2, h3, caption { break-after: avoid; }

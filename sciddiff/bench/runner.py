@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -163,7 +164,7 @@ def _versions() -> dict[str, str]:
 
     return {
         "sciddiff": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "xarray": xarray.__version__,
         "python": platform.python_version(),
@@ -186,29 +187,25 @@ def plain(value: Any) -> Any:
 
 
 def _write_picture(figure: Figure, file: Path) -> None:
-    import matplotlib.pyplot as plt
-
     # without the name of the software in it, equal pictures are equal files
     figure.figure.savefig(file, dpi=DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None})
-    plt.close(figure.figure)
+    if "matplotlib.pyplot" in sys.modules:  # which would keep the figure for ever
+        sys.modules["matplotlib.pyplot"].close(figure.figure)
 
 
 def _write_draws(draws: xr.Dataset, file: Path) -> None:
+    from sciddiff.draws import save
+
     draws = draws.copy()
     draws.attrs = {str(key): _attribute(value) for key, value in draws.attrs.items()}
-    for variable in draws.variables.values():
-        variable.attrs = {str(key): _attribute(value) for key, value in variable.attrs.items()}
-    packed = {
-        key: {"zlib": True, "complevel": 4, "shuffle": True}
-        for key, variable in draws.variables.items()
-        if variable.ndim and variable.dtype.kind in "fiuc"
-    }
-    draws.to_netcdf(file, engine="h5netcdf", encoding=packed)
+    save(draws, file)
 
 
 def _attribute(value: Any) -> Any:
     """Text, numbers and arrays of them as they are, anything else, which netCDF does not know, as JSON."""
-    if isinstance(value, (str, np.ndarray, np.number)):
+    if isinstance(value, str):
+        return str(value)  # a subclass, as torch's version is, is not text to HDF5
+    if isinstance(value, np.number) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiu"):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
