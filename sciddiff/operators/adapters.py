@@ -59,7 +59,7 @@ def from_matvec(
 
     Args:
         matvec: ``A``, from ``(batch, *domain.shape)`` to ``(batch, *codomain.shape)``.
-        rmatvec: ``A^T``, back; complex variables are real views, in which the Hermitian adjoint is the transpose.
+        rmatvec: ``A^T``, back; in the real views of complex variables it is the Hermitian adjoint.
         domain: the space of states.
         codomain: the space of observations.
         check: whether to test at once that one is the adjoint of the other.
@@ -73,8 +73,9 @@ def from_matvec(
         Adapted(Space(x on (t: 3)) -> Space(x on (t: 3)))
         >>> from_matvec(lambda x: 2 * x, lambda y: 8 * y, space, space)
         Traceback (most recent call last):
-        sciddiff.errors.InputError: `rmatvec`: expected the adjoint of matvec, <A x, y> = <x, A^T y>, got one that is 4 times too large. To fix it: divide it by 4.
-    """  # noqa: E501
+        sciddiff.errors.InputError: `rmatvec`: expected the adjoint of matvec, <A x, y> = <x, A^T y>, got one
+        that is 4 times too large. To fix it: divide it by 4.
+    """
     _callable(matvec, "matvec")
     _callable(rmatvec, "rmatvec")
     operator = Adapted(matvec, rmatvec, domain, codomain)
@@ -87,7 +88,7 @@ def from_scipy(operator: Any, domain: Space, codomain: Space, *, check: bool = T
     """A `scipy.sparse.linalg.LinearOperator`, or a sparse or dense matrix, on flattened states.
 
     Args:
-        operator: ``(codomain.size, domain.size)``, with complex values counted once; matrices become `Matrix`.
+        operator: ``(codomain.size, domain.size)``, complex values counted once; matrices become `Matrix`.
         domain: the space of states.
         codomain: the space of observations.
         check: whether to test at once that ``rmatvec`` is the adjoint of ``matvec``.
@@ -140,7 +141,9 @@ def from_deepinv(physics: Any, domain: Space, codomain: Space) -> Operator:
     outside = tuple(physics.A(torch.zeros((1, *inside), dtype=dtype)).shape[1:])
     if math.prod(outside) != codomain.size or outside[-len(codomain.grid) :] != codomain.grid:
         raise InputError(
-            "codomain", expected=f"a space of shape {outside}, which physics.A returns", got=codomain,
+            "codomain",
+            expected=f"a space of shape {outside}, which physics.A returns",
+            got=codomain,
             fix="build the codomain from the shape of physics.A(x)",
         )
 
@@ -206,7 +209,9 @@ def _run(function: Map, x: torch.Tensor, codomain: Space, argument: str) -> torc
     if not isinstance(out, torch.Tensor) or tuple(out.shape) != expected:
         got = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
         raise InputError(
-            argument, expected=f"a result of shape {expected} in {codomain}", got=got,
+            argument,
+            expected=f"a result of shape {expected} in {codomain}",
+            got=got,
             fix="return one row per row of the input, of the space's shape",
         )
     return out
@@ -221,7 +226,7 @@ def _split(out: torch.Tensor, codomain: Space) -> torch.Tensor:
 
 
 def _columns(operator: Any, domain: Space, codomain: Space, check: bool) -> LinearOperator:
-    """Adapt ``matvec``/``rmatvec`` on numpy columns, through complex vectors where there are complex variables."""
+    """Adapt ``matvec`` and ``rmatvec`` on numpy columns, complex ones where there are complex variables."""
     for name in ("matvec", "rmatvec"):
         _callable(getattr(operator, name, None), "operator", f"an operator with {name}")
     left, right = embedding(codomain), embedding(domain)
@@ -229,12 +234,16 @@ def _columns(operator: Any, domain: Space, codomain: Space, check: bool) -> Line
     is_complex = np.dtype(operator.dtype or np.float64).kind == "c"
     if shape != natural and (is_complex or shape != (codomain.size, domain.size)):
         raise InputError(
-            "operator", expected=f"shape {natural}, (values of the codomain, values of the domain)", got=shape,
+            "operator",
+            expected=f"shape {natural}, (values of the codomain, values of the domain)",
+            got=shape,
             fix="match the spaces to the operator; complex values count once",
         )
     if is_complex and not all(v.complex for v in codomain.variables.values()):
         raise InputError(
-            "operator", expected="a real operator onto real variables", got="a complex one",
+            "operator",
+            expected="a real operator onto real variables",
+            got="a complex one",
             fix="declare the codomain's variables complex: Variable(dims, complex=True)",
         )
     through = shape == natural and natural != (codomain.size, domain.size)
@@ -252,8 +261,10 @@ def _columns(operator: Any, domain: Space, codomain: Space, check: bool) -> Line
         return torch.from_numpy(real).to(x).reshape(x.shape[0], *out.shape)
 
     adapted = Adapted(
-        lambda x: call("matvec", x, codomain, right, left), lambda y: call("rmatvec", y, domain, left, right),
-        domain, codomain,
+        lambda x: call("matvec", x, codomain, right, left),
+        lambda y: call("rmatvec", y, domain, left, right),
+        domain,
+        codomain,
     )
     if check:
         _check_adjoint(adapted, "operator")
@@ -285,7 +296,9 @@ def _dtype(owner: Any, function: Map, shape: tuple[int, ...]) -> torch.dtype:
         else:
             return dtype
     raise InputError(
-        "function", expected=f"a function of tensors of shape {(1, *shape)}", got=f"{failure}",
+        "function",
+        expected=f"a function of tensors of shape {(1, *shape)}",
+        got=f"{failure}",
         fix="check it on a batch of one state",
     ) from failure
 
@@ -302,8 +315,11 @@ def _check_linear(operator: _LinearTorch) -> None:
     if whole[1].abs().max() > tolerance * scale or not (whole[:1] - parts).abs().max() <= tolerance * scale:
         offset = float(whole[1].abs().max())
         raise InputError(
-            "linear", expected="a linear function, f(2 x - 3 z) = 2 f(x) - 3 f(z)",
-            got=f"one with f(0) up to {offset:.3g}" if offset > tolerance * float(scale) else "one that is not",
+            "linear",
+            expected="a linear function, f(2 x - 3 z) = 2 f(x) - 3 f(z)",
+            got=f"one with f(0) up to {offset:.3g}"
+            if offset > tolerance * float(scale)
+            else "one that is not",
             fix="subtract f(0) from the function and the data, or pass linear=False",
         )
 
@@ -321,10 +337,13 @@ def _check_adjoint(operator: Adapted, argument: str) -> None:
     factor = float(right[0] / left[0])
     constant = bool(((right - factor * left).abs() <= 1e-3 * right.abs()).all())
     raise InputError(
-        argument, expected="the adjoint of matvec, <A x, y> = <x, A^T y>",
-        got=f"one that is {factor:.4g} times too large" if constant
+        argument,
+        expected="the adjoint of matvec, <A x, y> = <x, A^T y>",
+        got=f"one that is {factor:.4g} times too large"
+        if constant
         else f"<A x, y> = {left[0]:.4g} and <x, A^T y> = {right[0]:.4g}",
-        fix=f"divide it by {factor:.4g}" if constant
+        fix=f"divide it by {factor:.4g}"
+        if constant
         else "transpose the map (and conjugate a complex one), or pass linear=False to from_torch",
     )
 

@@ -50,7 +50,12 @@ class Operator(ABC):
         """
         if isinstance(x, torch.Tensor):
             if x.ndim != 1 + len(self.domain.shape) or tuple(x.shape[1:]) != self.domain.shape:
-                raise InputError("x", expected=f"a batch of shape (batch, {', '.join(map(str, self.domain.shape))})", got=tuple(x.shape), fix="add a leading batch dim, x[None]")
+                raise InputError(
+                    "x",
+                    expected=f"a batch of shape (batch, {', '.join(map(str, self.domain.shape))})",
+                    got=tuple(x.shape),
+                    fix="add a leading batch dim, x[None]",
+                )
             return self.apply(x)
         lead = next((str(d) for d in getattr(x, "dims", ()) if d == "sample"), None)
         values = self.domain.tensor(x, argument="x", batch_dim=lead)
@@ -73,7 +78,12 @@ class Operator(ABC):
             InputError: if the operator is not differentiable.
         """
         if not self.differentiable:
-            raise InputError("operator", expected="a differentiable operator", got=self, fix="use a derivative-free method, or wrap a torch function with from_torch")
+            raise InputError(
+                "operator",
+                expected="a differentiable operator",
+                got=self,
+                fix="use a derivative-free method, or wrap a torch function with from_torch",
+            )
         graph = torch.is_grad_enabled() and v.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
             # tensors made in inference mode cannot enter a graph; their copies can
@@ -145,7 +155,12 @@ def compose(outer: Operator, inner: Operator) -> Operator:
     """
     difference = outer.domain.difference(inner.codomain)
     if difference is not None:
-        raise InputError("inner", expected=f"an operator into {outer.domain}", got=difference, fix="make the codomain of the inner operator the domain of the outer one")
+        raise InputError(
+            "inner",
+            expected=f"an operator into {outer.domain}",
+            got=difference,
+            fix="make the codomain of the inner operator the domain of the outer one",
+        )
     if isinstance(outer, LinearOperator) and isinstance(inner, LinearOperator):
         return _LinearChain(outer, inner)
     return _Chain(outer, inner)

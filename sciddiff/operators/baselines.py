@@ -1,6 +1,6 @@
-"""What one does without a prior: regularised least squares, the reference that a diffusion prior has to beat.
+"""What one does without a prior: regularised least squares, which a diffusion prior has to beat.
 
-``x = argmin |A x - y|^2 + weight |P x|^2``, that is ``(A^T A + weight P^T P) x = A^T y``, by conjugate gradients.
+``x = argmin |A x - y|^2 + weight |P x|^2`` solves ``(A^T A + weight P^T P) x = A^T y``.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def tikhonov(
 ) -> torch.Tensor:
     """Regularised least squares by conjugate gradients (Hestenes and Stiefel 1952), row by row.
 
-    With white noise of standard deviation ``s`` and a white Gaussian prior of ``t``, ``weight = (s/t)^2`` gives
-    the posterior mean.
+    With white noise of standard deviation ``s`` and a white Gaussian prior of ``t``, ``weight = (s/t)^2``
+    gives the posterior mean.
 
     Args:
         operator: a linear operator.
@@ -64,8 +64,8 @@ def tikhonov(
     if bool((found.residual > tolerance).any()):
         raise ConvergenceError(
             f"tikhonov stopped after {found.iterations} steps at a relative residual of "
-            f"{float(found.residual.max()):.2g}, above {tolerance:g}; raise max_iterations, weight or tolerance, "
-            "or use float64"
+            f"{float(found.residual.max()):.2g}, above {tolerance:g}; raise max_iterations, weight or "
+            "tolerance, or use float64"
         )
     return found.x.reshape(-1, *shape)
 
@@ -84,13 +84,17 @@ def _check(operator: object, y: torch.Tensor, weight: float, penalty: str) -> No
     if not isinstance(operator, LinearOperator):
         raise InputError("operator", expected="a linear operator", got=operator, fix="linearise it first")
     if not (math.isfinite(weight) and weight > 0):
-        raise InputError("weight", expected="a positive number", got=weight, fix="pass for example (sd / 1.0)**2")
+        raise InputError(
+            "weight", expected="a positive number", got=weight, fix="pass for example (sd / 1.0)**2"
+        )
     if penalty not in ("size", "gradient") or (penalty == "gradient" and not operator.domain.homogeneous):
         raise InputError(
             "penalty", expected="'size', or on a grid 'gradient'", got=repr(penalty), fix="choose one of them"
         )
     if y.ndim != 1 + len(operator.codomain.shape) or tuple(y.shape[1:]) != operator.codomain.shape:
         raise InputError(
-            "y", expected=f"a batch of shape (batch, *{operator.codomain.shape})", got=tuple(y.shape),
+            "y",
+            expected=f"a batch of shape (batch, *{operator.codomain.shape})",
+            got=tuple(y.shape),
             fix="add a leading batch dim, y[None]",
         )

@@ -1,8 +1,8 @@
 """The plain ones: the identity, a matrix, several operators side by side.
 
-A matrix acts on flattened states, ``y = M x``. A complex one acts on complex variables: with ``E`` the embedding
-of real views into complex vectors, ``z = E x``, it is the real matrix ``Re(E^H M E)``, so that its transpose
-is the Hermitian adjoint.
+A matrix acts on flattened states, ``y = M x``. A complex one acts on complex variables: with ``E`` the
+embedding of real views into complex vectors, ``z = E x``, it is the real matrix ``Re(E^H M E)``, so that its
+transpose is the Hermitian adjoint.
 """
 
 from __future__ import annotations
@@ -75,14 +75,18 @@ class Matrix(External):
             values = _real(values, domain, codomain)
         if values.shape != (codomain.size, domain.size):
             raise InputError(
-                "matrix", expected=f"shape {(codomain.size, domain.size)}, (codomain.size, domain.size)",
-                got=f"shape {values.shape}", fix="one row per observed value, one column per value of the state",
+                "matrix",
+                expected=f"shape {(codomain.size, domain.size)}, (codomain.size, domain.size)",
+                got=f"shape {values.shape}",
+                fix="one row per observed value, one column per value of the state",
             )
         sparse = not isinstance(values, np.ndarray)
         if not np.isfinite(values.data if sparse else values).all():
             raise InputError("matrix", expected="finite numbers", got="NaN or infinity", fix="remove them")
         both = (values, values.T)
-        self._pair = tuple(_csr(m) if sparse else torch.from_numpy(np.array(m, dtype=np.float64)) for m in both)
+        self._pair = tuple(
+            _csr(m) if sparse else torch.from_numpy(np.array(m, dtype=np.float64)) for m in both
+        )
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[torch.Tensor, ...]] = {}
 
     @property
@@ -157,12 +161,16 @@ def stack(operators: Mapping[str, Operator] | Sequence[Operator]) -> Operator:
     """
     parts = list(operators.values() if isinstance(operators, Mapping) else operators)
     if not parts:
-        raise InputError("operators", expected="at least one operator", got="none", fix="pass a list or a mapping")
+        raise InputError(
+            "operators", expected="at least one operator", got="none", fix="pass a list or a mapping"
+        )
     for k, part in enumerate(parts[1:], 1):
         difference = parts[0].domain.difference(part.domain)
         if difference is not None:
             raise InputError(
-                "operators", expected=f"operators on {parts[0].domain}", got=f"operator {k} with {difference}",
+                "operators",
+                expected=f"operators on {parts[0].domain}",
+                got=f"operator {k} with {difference}",
                 fix="build all of them on one space",
             )
     names = list(operators) if isinstance(operators, Mapping) else None
@@ -230,8 +238,10 @@ def _side_by_side(spaces: Sequence[Space], names: Sequence[str] | None) -> Space
 
 def _clash(what: str) -> InputError:
     return InputError(
-        "operators", expected="different variables, and the same labels on dims of one name",
-        got=f"two kinds of {what}", fix="name the operators: stack({'first': A, 'second': B})",
+        "operators",
+        expected="different variables, and the same labels on dims of one name",
+        got=f"two kinds of {what}",
+        fix="name the operators: stack({'first': A, 'second': B})",
     )
 
 
@@ -244,7 +254,9 @@ def _values(matrix: Any) -> Any:
     out = np.asarray(matrix)
     if out.ndim != 2 or out.dtype.kind not in "biufc":
         raise InputError(
-            "matrix", expected="a 2-D array of numbers", got=f"{out.dtype} of shape {out.shape}",
+            "matrix",
+            expected="a 2-D array of numbers",
+            got=f"{out.dtype} of shape {out.shape}",
             fix="pass numpy, torch or scipy sparse numbers",
         )
     return out
@@ -255,14 +267,18 @@ def _real(values: Any, domain: Space, codomain: Space) -> Any:
 
     if not all(v.complex for v in codomain.variables.values()):
         raise InputError(
-            "matrix", expected="a real matrix onto real variables", got="a complex one",
+            "matrix",
+            expected="a real matrix onto real variables",
+            got="a complex one",
             fix="declare the codomain's variables complex: Variable(dims, complex=True)",
         )
     left, right = embedding(codomain), embedding(domain)
     if values.shape != (left.shape[0], right.shape[0]):
         raise InputError(
-            "matrix", expected=f"shape {(left.shape[0], right.shape[0])}, complex values counted once",
-            got=f"shape {values.shape}", fix="one row per observed value, one column per value of the state",
+            "matrix",
+            expected=f"shape {(left.shape[0], right.shape[0])}, complex values counted once",
+            got=f"shape {values.shape}",
+            fix="one row per observed value, one column per value of the state",
         )
     out = left.conj().T @ (values @ right)
     return sp.csr_matrix(out.real) if sp.issparse(out) else np.asarray(out.real)

@@ -1,8 +1,8 @@
 """Simulators of which nothing is known but their output: numpy in, numpy out, one member at a time.
 
-Members run serially, or through any executor in the manner of `concurrent.futures`: threads, processes, Dask's
-``client.get_executor()``, ``mpi4py.futures``. A member that raises, returns values that are not finite, takes
-too long or takes its worker down is tried once more, alone; the others are not touched.
+Members run serially, or through any executor in the manner of `concurrent.futures`: threads, processes,
+Dask's ``client.get_executor()``, ``mpi4py.futures``. A member that raises, returns values that are not
+finite, takes too long or takes its worker down is tried once more, alone; the others are not touched.
 """
 
 from __future__ import annotations
@@ -81,7 +81,12 @@ class BlackBox(Operator):
     differentiable = False
 
     def __init__(
-        self, function: Function, domain: Space, codomain: Space, executor: Any, on_error: str,
+        self,
+        function: Function,
+        domain: Space,
+        codomain: Space,
+        executor: Any,
+        on_error: str,
         timeout: float | None,
     ) -> None:
         if not callable(function):
@@ -94,8 +99,10 @@ class BlackBox(Operator):
             )
         if not (executor is None or callable(executor) or _usable(executor)):
             raise InputError(
-                "executor", expected="None, an executor with submit or map, or a function that makes one",
-                got=type(executor).__name__, fix="pass for example concurrent.futures.ThreadPoolExecutor()",
+                "executor",
+                expected="None, an executor with submit or map, or a function that makes one",
+                got=type(executor).__name__,
+                fix="pass for example concurrent.futures.ThreadPoolExecutor()",
             )
         if timeout is not None and not timeout > 0:
             raise InputError("timeout", expected="positive seconds, or None", got=timeout, fix="pass 60.0")
@@ -220,7 +227,11 @@ def _report(failed: Sequence[tuple[int, Exception | None]], rows: int, on_error:
     member, error = failed[0]
     if isinstance(error, InputError):
         return error
-    advice = "check the function on one state" if len(failed) == rows else "pass on_error='nan' to go on without it"
+    advice = (
+        "check the function on one state"
+        if len(failed) == rows
+        else "pass on_error='nan' to go on without it"
+    )
     return SciddiffError(
         f"{len(failed)} of {rows} members failed twice, the first of them number {member}: {error}. "
         f"To fix it: {advice}."

@@ -1,7 +1,7 @@
 """The discrete Fourier transform as an operator onto complex variables.
 
-``y_k = N^-1/2 sum_j x_j exp(-2 pi i k j / n)`` over the grid of ``N`` points: an isometry, ``A^T A = 1`` in the
-real views that states are stored in.
+``y_k = N^-1/2 sum_j x_j exp(-2 pi i k j / n)`` over the grid of ``N`` points: an isometry, ``A^T A = 1`` in
+the real views that states are stored in.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Fourier(LinearOperator):
         kinds = {v.complex for v in domain.variables.values()}
         if len(kinds) > 1:
             raise InputError(
-                "domain", expected="variables that are all real or all complex", got=domain,
+                "domain",
+                expected="variables that are all real or all complex",
+                got=domain,
                 fix="select the variables first, with Select(domain, variables=...)",
             )
         steps = spacing(domain, domain.dims, labelled=False)
@@ -55,7 +57,11 @@ class Fourier(LinearOperator):
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """Transform."""
-        z = self._view(x) if self._complex else x.reshape(x.shape[0], len(self.domain.variables), *self.domain.grid)
+        z = (
+            self._view(x)
+            if self._complex
+            else x.reshape(x.shape[0], len(self.domain.variables), *self.domain.grid)
+        )
         out = torch.fft.fftn(z, dim=self._axes, norm="ortho") if len(x) else z + 0j
         return torch.stack([out.real, out.imag], 2).reshape(x.shape[0], *self.codomain.shape)
 

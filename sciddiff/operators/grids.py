@@ -49,7 +49,9 @@ def numbers(values: np.ndarray, reference: np.ndarray, dim: str) -> np.ndarray:
         return np.asarray((values.astype("M8[ns]") - reference[0].astype("M8[ns]")) / np.timedelta64(1, "D"))
     if reference.dtype.kind not in "iuf":
         raise InputError(
-            dim, expected="a dim with numbers or dates as labels", got=f"labels of dtype {reference.dtype}",
+            dim,
+            expected="a dim with numbers or dates as labels",
+            got=f"labels of dtype {reference.dtype}",
             fix="use indices, or give the dim numeric coords",
         )
     return values.astype(np.float64)
@@ -71,7 +73,8 @@ def spacing(space: Space, dims: Sequence[str], *, labelled: bool) -> tuple[float
         x = positions(space, dim)
         if (labelled and dim not in space.coords) or (len(x) < 2 and dim in space.coords):
             raise InputError(
-                "domain", expected=f"coords of at least 2 points for dim {dim!r}, to tell the grid spacing",
+                "domain",
+                expected=f"coords of at least 2 points for dim {dim!r}, to tell the grid spacing",
                 got=f"{len(x)} points, {'with' if dim in space.coords else 'no'} coords",
                 fix=f"build the space with {dim}=numpy.linspace(start, stop, n)",
             )
@@ -81,8 +84,10 @@ def spacing(space: Space, dims: Sequence[str], *, labelled: bool) -> tuple[float
         slack = 1e-4 * abs(mean) + 4e-7 * float(np.abs(x).max())
         if np.abs(step - mean).max() > slack:
             raise InputError(
-                "domain", expected=f"evenly spaced coords along {dim!r}",
-                got=f"steps from {step.min():.6g} to {step.max():.6g}", fix="interpolate to an even grid",
+                "domain",
+                expected=f"evenly spaced coords along {dim!r}",
+                got=f"steps from {step.min():.6g} to {step.max():.6g}",
+                fix="interpolate to an even grid",
             )
         out.append(abs(mean))
     return tuple(out)
@@ -92,12 +97,16 @@ def stacked(space: Space, argument: str, ndim: Sequence[int] | None = None) -> N
     """Refuse a space whose states are not ``(components, *grid)`` of one of these numbers of dims."""
     if not space.homogeneous:
         raise InputError(
-            argument, expected="a space whose variables all live on all dims", got=space,
+            argument,
+            expected="a space whose variables all live on all dims",
+            got=space,
             fix="select the variables first, with Select(domain, variables=...)",
         )
     if ndim is not None and len(space.dims) not in ndim:
         raise InputError(
-            argument, expected=f"a grid of {' or '.join(map(str, ndim))} dims", got=f"dims {space.dims}",
+            argument,
+            expected=f"a grid of {' or '.join(map(str, ndim))} dims",
+            got=f"dims {space.dims}",
             fix="use a space with as many dims",
         )
 
@@ -113,7 +122,9 @@ def per_dim(values: object, space: Space, argument: str) -> tuple[int, ...]:
         value = given.get(dim, 1)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise InputError(
-                argument, expected="a positive int, or a mapping of dims to positive ints", got=repr(values),
+                argument,
+                expected="a positive int, or a mapping of dims to positive ints",
+                got=repr(values),
                 fix="pass for example 2 or {'x': 2}",
             )
         out.append(int(value))

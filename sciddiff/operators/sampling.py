@@ -44,26 +44,34 @@ class Gather(LinearOperator):
         i = np.asarray(index)
         if i.ndim != 2 or len(i) != codomain.size or i.dtype.kind not in "iu" or i.shape[1] < 1:
             raise InputError(
-                "index", expected=f"ints of shape ({codomain.size}, terms)", got=f"{i.dtype} {i.shape}",
+                "index",
+                expected=f"ints of shape ({codomain.size}, terms)",
+                got=f"{i.dtype} {i.shape}",
                 fix="give every value of the codomain its indices into the flattened state",
             )
         if i.min() < 0 or i.max() >= domain.size:
             raise InputError(
-                "index", expected=f"indices from 0 to {domain.size - 1}", got=f"{i.min()} to {i.max()}",
+                "index",
+                expected=f"indices from 0 to {domain.size - 1}",
+                got=f"{i.min()} to {i.max()}",
                 fix="count the values of a flattened state from 0",
             )
         self.index = torch.from_numpy(np.ascontiguousarray(i, dtype=np.int64))
         self.weight = None if weight is None else torch.from_numpy(np.array(weight, dtype=np.float64))
         if self.weight is not None and self.weight.shape != self.index.shape:
             raise InputError(
-                "weight", expected=f"shape {tuple(self.index.shape)}", got=tuple(self.weight.shape),
+                "weight",
+                expected=f"shape {tuple(self.index.shape)}",
+                got=tuple(self.weight.shape),
                 fix="give one weight per index",
             )
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """Read and, where there are several terms, average."""
         flat = x.reshape(x.shape[0], self.domain.size)
-        terms = flat.index_select(1, self.index.to(x.device).reshape(-1)).reshape(x.shape[0], *self.index.shape)
+        terms = flat.index_select(1, self.index.to(x.device).reshape(-1)).reshape(
+            x.shape[0], *self.index.shape
+        )
         if self.weight is not None:
             terms = terms * self.weight.to(x)
         return terms.sum(-1).reshape(x.shape[0], *self.codomain.shape)
@@ -87,13 +95,13 @@ class Points(Gather):
     Args:
         domain: the space of states.
         locations: coordinates ``(sensors, dims)``, or ``(sensors,)`` labels on a 1-D space; or a mapping
-            dim -> ``(sensors,)`` labels, whose other dims are kept. A dim without labels counts 0, 1, ...
+            dim -> ``(sensors,)`` labels; the other dims are kept. A dim without labels counts 0, 1, ...
         variables: name or names of the variables to read; None for all.
         interpolate: "exact" takes only points on the grid (up to rounding); "linear" interpolates.
         dim: name of the sensors' dim.
 
     Raises:
-        InputError: on a point outside the grid, or off it with ``interpolate="exact"``, unknown dims or names.
+        InputError: on a point outside the grid, or off it with ``interpolate="exact"``, or unknown names.
 
     Example:
         >>> space = Space({"lat": [0.0, 1.0], "lon": [0.0, 1.0, 2.0]}, {"t": "K"})
@@ -105,8 +113,13 @@ class Points(Gather):
     """
 
     def __init__(
-        self, domain: Space, locations: Any, *, variables: str | Sequence[str] | None = None,
-        interpolate: str = "exact", dim: str = "sensor",
+        self,
+        domain: Space,
+        locations: Any,
+        *,
+        variables: str | Sequence[str] | None = None,
+        interpolate: str = "exact",
+        dim: str = "sensor",
     ) -> None:
         if interpolate not in ("exact", "linear"):
             raise InputError(
@@ -180,7 +193,10 @@ class Select(Gather):
     """
 
     def __init__(
-        self, domain: Space, keep: Mapping[str, Any] | None = None, *,
+        self,
+        domain: Space,
+        keep: Mapping[str, Any] | None = None,
+        *,
         variables: str | Sequence[str] | None = None,
     ) -> None:
         keep = {} if keep is None else keep
@@ -192,8 +208,10 @@ class Select(Gather):
         for d, i in indices.items():
             if len(i) == 0 or len(np.unique(i)) != len(i):
                 raise InputError(
-                    "keep", expected=f"one or more different labels of {d!r}",
-                    got=f"{len(i)} labels, repeated or none", fix="list every label once; Points takes repeats",
+                    "keep",
+                    expected=f"one or more different labels of {d!r}",
+                    got=f"{len(i)} labels, repeated or none",
+                    fix="list every label once; Points takes repeats",
                 )
         coords = labels(domain)
         for d, i in indices.items():
@@ -293,8 +311,10 @@ def restrict(operator: Operator, keep: Any) -> Operator:
         return compose(Mask(space, keep), operator)
     if len(space.dims) != 1:
         raise InputError(
-            "keep", expected=f"a mapping of dims {space.dims} to indices, or booleans",
-            got=f"shape {values.shape}", fix="name the dim, for example {'" + space.dims[0] + "': [0, 2]}",
+            "keep",
+            expected=f"a mapping of dims {space.dims} to indices, or booleans",
+            got=f"shape {values.shape}",
+            fix="name the dim, for example {'" + space.dims[0] + "': [0, 2]}",
         )
     return compose(Select.at_indices(space, {space.dims[0]: values}), operator)
 
@@ -334,7 +354,10 @@ def _vector(values: Any, argument: str) -> np.ndarray:
     out = np.asarray(values)
     if out.ndim != 1:
         raise InputError(
-            argument, expected="1-D labels or indices of every dim", got=f"shape {out.shape}", fix="pass a list"
+            argument,
+            expected="1-D labels or indices of every dim",
+            got=f"shape {out.shape}",
+            fix="pass a list",
         )
     return out
 
@@ -351,19 +374,25 @@ def _columns(domain: Space, locations: Any, names: Sequence[str], argument: str)
             table = table[:, None]
         if table.ndim != 2 or table.shape[1] != len(dims):
             raise InputError(
-                argument, expected=f"an array (sensors, {len(dims)}), one column per dim of {dims}",
-                got=f"shape {table.shape}", fix="pass one row per sensor, or a mapping of dims to labels",
+                argument,
+                expected=f"an array (sensors, {len(dims)}), one column per dim of {dims}",
+                got=f"shape {table.shape}",
+                fix="pass one row per sensor, or a mapping of dims to labels",
             )
         columns = {d: table[:, k] for k, d in enumerate(dims)}
     if len({len(c) for c in columns.values()}) != 1 or not len(next(iter(columns.values()))):
         raise InputError(
-            argument, expected="at least one sensor, and as many labels in every dim",
-            got={d: len(c) for d, c in columns.items()}, fix="give every sensor one label per dim",
+            argument,
+            expected="at least one sensor, and as many labels in every dim",
+            got={d: len(c) for d, c in columns.items()},
+            fix="give every sensor one label per dim",
         )
     for name in names:
         if not set(columns) <= set(domain.variables[name].dims):
             raise InputError(
-                argument, expected=f"dims of {name!r}, {domain.variables[name].dims}", got=list(columns),
+                argument,
+                expected=f"dims of {name!r}, {domain.variables[name].dims}",
+                got=list(columns),
                 fix="choose the variables that live on these dims, with variables=",
             )
     return columns
@@ -375,7 +404,8 @@ def _at(domain: Space, dim: str, indices: np.ndarray) -> _Terms:
         indices = np.flatnonzero(indices)
     if indices.dtype.kind not in "iu" or (len(indices) and (indices.min() < 0 or indices.max() >= n)):
         raise InputError(
-            "indices", expected=f"ints from 0 to {n - 1} along {dim!r}",
+            "indices",
+            expected=f"ints from 0 to {n - 1} along {dim!r}",
             got=f"{np.array2string(indices, threshold=6)} of dtype {indices.dtype}",
             fix="count grid points from 0; coordinates go to Points(domain, locations)",
         )
@@ -412,7 +442,8 @@ def _between(domain: Space, dim: str, values: np.ndarray) -> _Terms:
             "locations",
             expected=f"points inside the grid, from {named(domain, dim)[order[0]]} to "
             f"{named(domain, dim)[order[-1]]} along {dim!r}",
-            got=f"{int(outside.sum())} outside, such as {values[outside][0]}", fix="drop them, or widen the space",
+            got=f"{int(outside.sum())} outside, such as {values[outside][0]}",
+            fix="drop them, or widen the space",
         )
     if len(grid) == 1:
         return np.zeros((len(x), 1), dtype=np.int64), np.ones((len(x), 1))
@@ -429,7 +460,9 @@ def _numeric(domain: Space, dim: str, values: np.ndarray) -> np.ndarray:
         x = numbers(values, reference, dim)
     except (TypeError, ValueError) as error:
         raise InputError(
-            "locations", expected=f"labels of {dim!r} like {reference[0]}", got=f"dtype {values.dtype}",
+            "locations",
+            expected=f"labels of {dim!r} like {reference[0]}",
+            got=f"dtype {values.dtype}",
             fix="pass labels of the dim's own kind; Points.at_indices takes indices",
         ) from error
     if not np.isfinite(x).all():
@@ -449,7 +482,9 @@ def _nearest(ascending: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _off(dim: str, value: Any, domain: Space) -> InputError:
     grid = named(domain, dim)
     return InputError(
-        "locations", expected=f"labels of {dim!r}, which run from {grid[0]} to {grid[-1]}", got=f"{value}",
+        "locations",
+        expected=f"labels of {dim!r}, which run from {grid[0]} to {grid[-1]}",
+        got=f"{value}",
         fix="use interpolate='linear' inside a numeric grid, or the labels of the grid",
     )
 
@@ -476,7 +511,9 @@ def _booleans(domain: Space, name: str, mask: Any) -> np.ndarray:
     shape = tuple(domain.sizes[d] for d in dims)
     if values.dtype.kind != "b" or values.shape != shape:
         raise InputError(
-            "mask", expected=f"booleans of shape {shape} for {name!r}",
-            got=f"{values.dtype} of shape {values.shape}", fix="pass mask.astype(bool) on the variable's dims; True marks what is observed",
+            "mask",
+            expected=f"booleans of shape {shape} for {name!r}",
+            got=f"{values.dtype} of shape {values.shape}",
+            fix="pass mask.astype(bool) on the variable's dims; True marks what is observed",
         )
     return values

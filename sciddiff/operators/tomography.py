@@ -1,9 +1,9 @@
 """Parallel-beam tomography of a plane.
 
 A detector bin at ``s`` and angle ``theta`` sees the mean, over its width, of the line integrals of the field
-along ``(x - x0) cos(theta) + (y - y0) sin(theta) = s``, with ``(x0, y0)`` the middle of the grid, ``x`` its last
-dim and ``y`` its first. Pixels are rectangles of constant value, so that the weight of a pixel is exactly the
-area of its part inside the bin's strip divided by the bin's width: every angle conserves mass.
+along ``(x - x0) cos(theta) + (y - y0) sin(theta) = s``, with ``(x0, y0)`` the middle of the grid, ``x`` its
+last dim and ``y`` its first. Pixels are rectangles of constant value, so that the weight of a pixel is
+exactly the area of its part inside the bin's strip over the bin's width: every angle conserves mass.
 """
 
 from __future__ import annotations
@@ -28,22 +28,25 @@ class Radon(External):
     """Strip integrals of every variable, as one sparse matrix with its exact transpose.
 
     Args:
-        domain: a space of two dims, first ``y`` then ``x``, evenly spaced in units of length (1 without coords).
+        domain: a space of two dims, ``y`` then ``x``, evenly spaced, in units of length (without coords: 1).
         angles: degrees, ``(angles,)``, from the x axis to the detector axis; at 0 the rays run along ``y``.
         detectors: centres of the bins, evenly spaced, in units of length from the middle; or their number,
             over the diagonal of the grid; None for bins as wide as the smaller side of a pixel.
         units: units of the projections, for instance the variable's times metres.
 
     Raises:
-        InputError: on a space that is no even 2-D grid, or angles or bins that are not finite or not distinct.
+        InputError: on a space that is no even 2-D grid, or angles or bins that are not finite and distinct.
 
     Example:
         >>> square = Space({"y": [-0.5, 0.5], "x": [-0.5, 0.5]}, "density")
-        >>> Radon(square, [0.0, 90.0], [-0.5, 0.5]).apply(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
+        >>> A = Radon(square, [0.0, 90.0], [-0.5, 0.5])
+        >>> A.apply(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
         [[[4.0, 6.0], [3.0, 7.0]]]
     """
 
-    def __init__(self, domain: Space, angles: Any, detectors: Any = None, *, units: str | None = None) -> None:
+    def __init__(
+        self, domain: Space, angles: Any, detectors: Any = None, *, units: str | None = None
+    ) -> None:
         stacked(domain, "domain", (2,))
         self.pixel = spacing(domain, domain.dims, labelled=False)
         theta = _vector(angles, "angles")
@@ -98,7 +101,9 @@ def fbp(operator: Radon, y: torch.Tensor) -> torch.Tensor:
     """
     if y.ndim != 1 + len(operator.codomain.shape) or tuple(y.shape[1:]) != operator.codomain.shape:
         raise InputError(
-            "y", expected=f"a batch of shape (batch, *{operator.codomain.shape})", got=tuple(y.shape),
+            "y",
+            expected=f"a batch of shape (batch, *{operator.codomain.shape})",
+            got=tuple(y.shape),
             fix="add a leading batch dim, y[None]",
         )
     n = len(operator.detectors)
@@ -134,7 +139,9 @@ def _vector(values: Any, argument: str) -> np.ndarray:
     raw = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if raw.ndim != 1 or not raw.size or raw.dtype.kind not in "iuf" or not np.isfinite(raw).all():
         raise InputError(
-            argument, expected="a 1-D list of finite numbers", got=f"{raw.dtype} of shape {raw.shape}",
+            argument,
+            expected="a 1-D list of finite numbers",
+            got=f"{raw.dtype} of shape {raw.shape}",
             fix="pass for example numpy.arange(0, 180, 3)",
         )
     if len(np.unique(raw)) != len(raw):
@@ -147,20 +154,26 @@ def _bins(domain: Space, pixel: tuple[float, ...], detectors: Any) -> tuple[np.n
     if detectors is None or (isinstance(detectors, (int, np.integer)) and not isinstance(detectors, bool)):
         count = math.ceil(diagonal / min(pixel)) if detectors is None else int(detectors)
         if count < 1:
-            raise InputError("detectors", expected="at least one bin", got=count, fix="pass a positive number")
+            raise InputError(
+                "detectors", expected="at least one bin", got=count, fix="pass a positive number"
+            )
         width = min(pixel) if detectors is None else diagonal / count
         return (np.arange(count) - (count - 1) / 2) * width, width
     centres = _vector(detectors, "detectors")
     steps = np.diff(centres)
     if len(centres) < 2 or steps.mean() <= 0 or np.abs(steps - steps.mean()).max() > 1e-4 * steps.mean():
         raise InputError(
-            "detectors", expected="at least 2 evenly spaced, increasing centres of bins", got=f"{len(centres)} values",
+            "detectors",
+            expected="at least 2 evenly spaced, increasing centres of bins",
+            got=f"{len(centres)} values",
             fix="pass numpy.linspace(first, last, n), or a number of bins",
         )
     return centres, float(steps.mean())
 
 
-def _weights(domain: Space, pixel: tuple[float, ...], degrees: np.ndarray, bins: np.ndarray, width: float) -> Any:
+def _weights(
+    domain: Space, pixel: tuple[float, ...], degrees: np.ndarray, bins: np.ndarray, width: float
+) -> Any:
     """Sparse matrix of area inside a strip over the strip's width, ``(angles * bins, pixels)``."""
     import scipy.sparse as sp
 
@@ -187,7 +200,7 @@ def _weights(domain: Space, pixel: tuple[float, ...], degrees: np.ndarray, bins:
 
 
 def _shadow(u: np.ndarray, short: float, long: float) -> np.ndarray:
-    """Share of a pixel left of ``u``: the integral of its trapezoid shadow, whose two sides project to these."""
+    """Share of a pixel left of ``u``: the integral of its trapezoid shadow, with these projected sides."""
     flat = long - short
     rise = np.clip(u + (long + short) / 2, 0.0, short)
     fall = np.clip(u - flat / 2, 0.0, short)

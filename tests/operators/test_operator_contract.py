@@ -65,8 +65,12 @@ CASES: dict[str, Callable[[], LinearOperator]] = {
     "mask by variable": lambda: Mask(MIXED, {"p": [True, False, True, True], "q": [False, True, False]}),
     "matrix": lambda: Matrix(MIXED, Space({"s": 3}), dense(3, 7)),
     "matrix sparse": lambda: Matrix(SERIES, Space({"s": 4}), sp.random(4, 5, 0.5, random_state=0)),
-    "matrix complex": lambda: Matrix(WAVES, Space({"k": 5}, {"f": Variable(("k",), complex=True)}), dense(5, 12, "complex")),
-    "matrix real to complex": lambda: Matrix(SERIES, Space({"k": 5}, {"f": Variable(("k",), complex=True)}), dense(5, 5, "complex")),
+    "matrix complex": lambda: Matrix(
+        WAVES, Space({"k": 5}, {"f": Variable(("k",), complex=True)}), dense(5, 12, "complex")
+    ),
+    "matrix real to complex": lambda: Matrix(
+        SERIES, Space({"k": 5}, {"f": Variable(("k",), complex=True)}), dense(5, 5, "complex")
+    ),
     "blur": lambda: Convolution(PLANE, dense(3, 4)),
     "blur periodic": lambda: Convolution(PLANE, dense(4, 3), boundary="periodic"),
     "blur reflect": lambda: Convolution(PLANE, dense(5, 3), boundary="reflect"),
@@ -85,9 +89,13 @@ CASES: dict[str, Callable[[], LinearOperator]] = {
     "elliptic series": lambda: elliptic(Space({"t": np.linspace(0, 1, 7)}), reaction=1.0, boundary="neumann"),
     "elliptic solid": lambda: elliptic(SOLID, reaction=1.0, boundary=("periodic", "dirichlet", "neumann")),
     "elliptic varying": lambda: elliptic(PLANE, diffusion=1.0 + np.arange(48.0).reshape(6, 8), reaction=2.0),
-    "elliptic varying neumann": lambda: elliptic(SQUARE, reaction=1.0 + np.eye(8), boundary=("neumann", "periodic")),
+    "elliptic varying neumann": lambda: elliptic(
+        SQUARE, reaction=1.0 + np.eye(8), boundary=("neumann", "periodic")
+    ),
     "radon": lambda: Radon(PLANE, [0.0, 33.0, 90.0, 121.0]),
-    "matvec": lambda: from_matvec(lambda x: x.cumsum(1), lambda y: y.flip(1).cumsum(1).flip(1), SERIES, SERIES),
+    "matvec": lambda: from_matvec(
+        lambda x: x.cumsum(1), lambda y: y.flip(1).cumsum(1).flip(1), SERIES, SERIES
+    ),
     "scipy": lambda: from_scipy(sp.linalg.aslinearoperator(dense(4, 7)), MIXED, Space({"s": 4})),
     "torch": lambda: from_torch(lambda x: x.diff(dim=1), SERIES, Space({"s": 4}), linear=True),
     "chain": lambda: compose(Points.at_indices(poisson(SQUARE).codomain, [[3, 3], [1, 6]]), poisson(SQUARE)),
@@ -107,7 +115,10 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_adjoint_is_the_transpose(operator: LinearOperator, dtype: torch.dtype, tolerance: float) -> None:
-    x, y = random(3, *operator.domain.shape, dtype=dtype), random(3, *operator.codomain.shape, dtype=dtype, seed=1)
+    x, y = (
+        random(3, *operator.domain.shape, dtype=dtype),
+        random(3, *operator.codomain.shape, dtype=dtype, seed=1),
+    )
     ax, aty = operator.apply(x), operator.adjoint(y)
     assert ax.shape == y.shape and aty.shape == x.shape and ax.dtype == aty.dtype == dtype
     assert ax.norm() > 0 and aty.norm() > 0
@@ -131,14 +142,20 @@ def test_rows_do_not_depend_on_the_batch(operator: LinearOperator) -> None:
 
 
 def test_memory_layout_does_not_matter(operator: LinearOperator) -> None:
-    x, y = random(*operator.domain.shape, 4).movedim(-1, 0)[::2], random(*operator.codomain.shape, 4).movedim(-1, 0)[::2]
+    x, y = (
+        random(*operator.domain.shape, 4).movedim(-1, 0)[::2],
+        random(*operator.codomain.shape, 4).movedim(-1, 0)[::2],
+    )
     assert not x.is_contiguous() or x[0].numel() == 1
     assert relative(operator.apply(x), operator.apply(x.contiguous())) < 1e-13
     assert relative(operator.adjoint(y), operator.adjoint(y.contiguous())) < 1e-13
 
 
 def test_autograd_agrees_with_the_adjoint_twice(operator: LinearOperator) -> None:
-    x, y = random(2, *operator.domain.shape).requires_grad_(), random(2, *operator.codomain.shape).requires_grad_()
+    x, y = (
+        random(2, *operator.domain.shape).requires_grad_(),
+        random(2, *operator.codomain.shape).requires_grad_(),
+    )
     # d/dx <A x, y> = A^T y, whose own derivative in y, in the direction w, is A w
     (grad,) = torch.autograd.grad((operator.apply(x) * y).sum(), x, create_graph=True)
     assert relative(grad, operator.adjoint(y)) < 1e-12
