@@ -43,8 +43,9 @@ def run(name: str | Path, out: str | Path, *, seed: int = 0, progress: bool | No
         progress: a progress bar; None shows it on a terminal and in notebooks.
 
     Returns:
-        What ``NAME.json`` holds. Numbers of calls and seconds in ``cost`` are per draw where they say so;
-        ``wall_seconds`` is the whole run, with loading and scoring.
+        What ``NAME.json`` holds. Numbers of calls and seconds in ``cost`` are per draw where they say so, the
+        latter where the draws' attrs count their ``cases``; ``wall_seconds`` is the whole run, with loading
+        and scoring.
 
     Raises:
         InputError: if there is no such problem, ``out`` is no folder, or the result breaks the contract.
@@ -149,11 +150,14 @@ def _cost(draws: xr.Dataset, wall: float) -> dict[str, Any]:
     cost: dict[str, Any] = {
         f"{key}_per_draw": float(attrs[key]) for key in ("forwards", "vjps", "operator_calls") if key in attrs
     }
-    count = int(draws.sizes.get("sample", 1)) * int(attrs.get("cases", 1))
+    samples = int(draws.sizes.get("sample", 1))
     if "seconds" in attrs:
-        cost["seconds_per_draw"] = float(attrs["seconds"]) / count
         cost["sampling_seconds"] = float(attrs["seconds"])
-    return {**cost, "draws": count, "wall_seconds": wall, "threads": torch.get_num_threads()}
+        # the dims alone do not say how many observations were conditioned on side by side
+        if "cases" in attrs:
+            cost["seconds_per_draw"] = float(attrs["seconds"]) / (samples * int(attrs["cases"]))
+    made = samples * int(attrs.get("cases", 1))
+    return {**cost, "draws": made, "wall_seconds": wall, "threads": torch.get_num_threads()}
 
 
 def _versions() -> dict[str, str]:

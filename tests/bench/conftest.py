@@ -33,6 +33,7 @@ def load(seed=0):
 def run(*, seed=0, progress=None):
     draws = load(seed).posterior.sample(8, seed=seed, progress=progress)
     draws.attrs["flag"] = True
+    draws.attrs["cases"] = 1
     canvas = Canvas(figsize=(3, 1))
     canvas.subplots().plot(draws["a"].values.T)
     metrics = {

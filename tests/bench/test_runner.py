@@ -63,6 +63,17 @@ def test_cost_is_per_draw(done, tiny: Path):
     assert 0 < cost["sampling_seconds"] < cost["wall_seconds"]
 
 
+def test_seconds_per_draw_count_every_case_and_are_left_out_where_cases_are_unknown(
+    tmp_path: Path, source: str
+):
+    many = run(broken(tmp_path, source, '["cases"] = 1', '["cases"] = 5'), tmp_path / "many")["cost"]
+    assert many["draws"] == 40
+    assert many["sampling_seconds"] == pytest.approx(40 * many["seconds_per_draw"])
+    (tmp_path / "other").mkdir()
+    unknown = broken(tmp_path / "other", source, 'draws.attrs["cases"] = 1', 'draws.attrs.pop("cases", None)')
+    assert "seconds_per_draw" not in run(unknown, tmp_path / "unknown")["cost"]
+
+
 def test_the_draws_come_back_as_they_were(done, tiny: Path):
     _, out = done
     kept = store.load(out / "tiny.nc")
