@@ -38,19 +38,19 @@ def run(*, seed=0, progress=None):
     canvas.subplots().plot(draws["a"].values.T)
     metrics = {
         "mean_error": Metric(np.float64(0.0123456), "K", 0.0111, "Doe <2020> & co"),
-        "coverage": Metric(0.9),
+        "coverage": Metric(0.9, "<u>1"),
     }
     rows = [
-        {"method": "<b>MMPS</b>", "error": 20.47, "steps": 64},
-        {"method": "other", "error": float("nan"), "exact": True},
+        {"method": "<b>MMPS</b>", "error <%>": 20.47, "steps": 64},
+        {"method": "other", "error <%>": float("nan"), "exact": True},
     ]
     return Result(
         metrics,
         draws,
         {"draws": Figure(canvas, 'draws "as" <lines>'), "again": Figure(canvas, "once more")},
-        {"Comparison & more": rows},
+        {"Comparison & <more>": rows},
         ["A note with <tags>."],
-        {"seed": seed, "sizes": (1, np.int64(2)), "limit": float("inf")},
+        {"seed": seed, "sizes": (1, np.int64(2)), "limit": float("inf"), "<k>": "<v>"},
     )
 '''
 

@@ -58,7 +58,10 @@ def test_the_page_is_well_formed_and_shows_everything_a_result_holds(html: str):
     for words in (
         "Four values <seen> & believed",
         "The second & last <paragraph>.",
-        "Comparison & more",
+        "Comparison & <more>",
+        "error <%>",
+        "<k> <v>",
+        "<u>1",
         "<b>MMPS</b>",
         "20.47",
         "mean error",

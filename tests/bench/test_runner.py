@@ -40,14 +40,14 @@ def test_a_run_writes_the_record_the_draws_and_the_pictures_and_nothing_else(don
 def test_metrics_are_flat_numbers_with_units_and_references_beside(done):
     record, _ = done
     assert record["metrics"] == {"mean_error": 0.0123456, "coverage": 0.9}
-    assert record["units"] == {"mean_error": "K", "coverage": "1"}
+    assert record["units"] == {"mean_error": "K", "coverage": "<u>1"}
     assert record["reference"] == {"mean_error": {"value": 0.0111, "source": "Doe <2020> & co"}}
 
 
 def test_the_record_holds_what_it_takes_to_do_it_again(done):
     record, _ = done
     assert record["name"] == "tiny" and record["seed"] == 5
-    assert record["settings"] == {"seed": 5, "sizes": [1, 2], "limit": None}
+    assert record["settings"] == {"seed": 5, "sizes": [1, 2], "limit": None, "<k>": "<v>"}
     assert set(record["versions"]) == {"sciddiff", "torch", "numpy", "xarray", "python"}
     assert record["draws"]["attrs"]["seed"] == 5 and record["draws"]["sizes"] == {"sample": 8, "place": 4}
 
@@ -97,8 +97,8 @@ def test_pictures_are_png_at_150_dpi(done):
     [
         ("    return Result(", "    raise RuntimeError('lost')\n    return Result(", "lost"),
         ("    return Result(", "    return dict(a=1) or (", "a Result"),
-        ("Metric(0.9)", "0.9", "'coverage' to be a Metric"),
-        ("Metric(0.9)", "Metric(float('nan'))", "'coverage' to be finite"),
+        ('Metric(0.9, "<u>1")', "0.9", "'coverage' to be a Metric"),
+        ('Metric(0.9, "<u>1")', "Metric(float('nan'))", "'coverage' to be finite"),
         ('"again":', '"../again":', "names of figures"),
         ('"again": Figure(canvas', '"again": Figure(None', "savefig"),
         ('draws.attrs["flag"] = True', 'draws["o"] = ("sample", [object()] * 8)', "."),
