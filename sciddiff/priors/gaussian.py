@@ -147,6 +147,11 @@ class GaussianPrior(Prior):
         matrix = flat.T @ flat / (len(flat) - 1)
         shrinkage = _shrinkage(flat) if shrinkage == "optimal" else shrinkage
         matrix = (1 - shrinkage) * matrix + shrinkage * torch.diag(torch.diagonal(matrix))
+        reference = settings.get("reference")
+        if shrinkage > 0 and reference is not None and reference.rank < len(matrix):
+            # the diagonal has mass outside the range of the noise, which the data have not
+            for _ in range(2):
+                matrix = reference.apply(reference.solve(matrix.reshape(-1, *space.shape))).flatten(1).T
         return cls(space, dense(matrix, space.shape), mean, **settings)
 
 

@@ -166,7 +166,7 @@ class NeuralPrior(Prior):
         sigma_min: lowest noise level of samplers.
         sigma_max: highest noise level; default ``20 sqrt(largest)``.
         season: mean of each calendar month ``(12, ...)``, for priors over anomalies.
-        history: what the trainer recorded.
+        history: what the trainer recorded, columns by name; `plot.loss` draws it.
 
     Raises:
         InputError: if the network does not take or return such shapes, spaces differ, or sigma_max
@@ -193,7 +193,7 @@ class NeuralPrior(Prior):
         sigma_min: float | None = None,
         sigma_max: float | None = None,
         season: Tensor | None = None,
-        history: Sequence[Mapping[str, Any]] = (),
+        history: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise InputError(
@@ -221,7 +221,7 @@ class NeuralPrior(Prior):
         spread = math.sqrt(space.size / max(self.reference.rank, 1))
         self.sigma_min, self.sigma_max = sigma_range(self.largest, spread, sigma_min, sigma_max)
         self.season = None if season is None else season.to(self.device)
-        self.history = [dict(record) for record in history]
+        self.history = {name: list(values) for name, values in (history or {}).items()}
         _try(self)
 
     def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:

@@ -1,0 +1,562 @@
+"""From data to a prior: fit a Gaussian, train a network on what is left, keep the averaged weights.
+
+    theta <- AdamW(theta, grad of E |D_theta(z0 + sigma n, sigma) - z0|^2 / c_out(sigma)^2)
+    average <- average + (1 - 2^(-1/h)) (theta - average)
+
+Batches, noise levels and noise of step k depend on (data, seed, k) alone. So a run that was stopped, also
+by SIGKILL, goes on from its last checkpoint to the same weights, bit for bit, on the same machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sciddiff import networks
+from sciddiff.covariance import Covariance, white
+from sciddiff.errors import DivergenceError, InputError
+from sciddiff.priors.base import Normalisation
+from sciddiff.priors.gaussian import GaussianPrior
+from sciddiff.priors.neural import NeuralPrior, largest_eigenvalue
+from sciddiff.random import Streams, check_seed
+from sciddiff.spaces import Space
+from sciddiff.training.checkpoints import (
+    Checkpoint,
+    check_same_run,
+    flatten,
+    load_checkpoint,
+    restore_optimiser,
+    save_checkpoint,
+    weights,
+)
+from sciddiff.training.data import Source, source
+from sciddiff.training.objective import Levels, losses
+
+__all__ = ["train"]
+
+Augment = Callable[[Tensor, np.random.Generator], Tensor]
+_BANDS = 6
+_RAMP = 0.1
+_DENSE_LIMIT = 4096
+
+
+def train(
+    data: Any,
+    space: Space,
+    *,
+    network: Literal["unet", "mlp"] | nn.Module = "unet",
+    settings: Mapping[str, Any] | None = None,
+    gaussian: Literal["dense", "diagonal"] | GaussianPrior | None = "dense",
+    reference: Covariance | None = None,
+    steps: int = 10_000,
+    batch: int = 64,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-2,
+    schedule: Literal["cosine", "constant"] = "cosine",
+    warmup: int | None = None,
+    ema: float | None = None,
+    sigmas: Literal["log-uniform"] | tuple[float, float] = "log-uniform",
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    validation: Any = None,
+    keep: Literal["last", "best"] = "last",
+    augment: Augment | None = None,
+    season: Any = None,
+    batch_dim: str = "sample",
+    seed: int,
+    out: str | PathLike[str] | None = None,
+    resume: bool = True,
+    checkpoint_every: int | None = None,
+    log_every: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    progress: bool | None = None,
+) -> NeuralPrior:
+    """Train a neural prior by denoising score matching.
+
+    Args:
+        data: states in physical units along ``batch_dim``: xarray, numpy, torch ``(n, *shape)``; or an iterable
+            of such batches, of which the first 8192 states are used for the fit of the Gaussian.
+        space: the states.
+        network: "unet" for grids, "mlp" for up to a few hundred numbers, or a module ``F(x, time)``, of which a
+            copy is trained, see `NeuralPrior` (a prior's ``network`` goes on from there).
+        settings: of a network by name, e.g. ``{"width": 64, "padding": "circular"}``.
+        gaussian: the skip path: a Gaussian that is fitted, "dense" (up to 4096 values, correlations shrunk as far as
+            so many states require) or "diagonal"; one of your own on this space; None for EDM's skip.
+        reference: covariance of the noise in normalised units; default white, or the Gaussian's own.
+        steps: optimiser steps.
+        batch: states a step; an iterable decides itself.
+        learning_rate: of AdamW, after the warm-up.
+        weight_decay: of AdamW.
+        schedule: of the learning rate: "cosine" to 0, or "constant".
+        warmup: steps over which it rises; default a fiftieth.
+        ema: half-life, in steps, of the average of the weights, but at most a tenth of the steps so far; 0: no
+            average; default a twentieth of the steps. (A decay d is a half-life of ``log(0.5)/log(d)``.)
+        sigmas: law of the noise levels: "log-uniform", or (mean, sd) of a normal log sigma.
+        sigma_min: lowest noise level; default 0.002.
+        sigma_max: highest; default 20 times the largest standard deviation of the data, at least 5 times.
+        validation: held-out states like ``data``; their loss under the averaged weights is recorded.
+        keep: the averaged weights of the "last" step, or of the "best" one on ``validation``.
+        augment: ``(x, generator) -> x`` on physical float64 states ``(batch, *shape)``, with all its randomness
+            from the numpy generator.
+        season: mean of each calendar month ``(12, ...)``, kept with a prior over anomalies.
+        batch_dim: the dim of labelled data that counts states.
+        seed: fixes weights, order, levels and noise.
+        out: folder for checkpoints; None writes none.
+        resume: go on with the run in ``out``, if there is one; False begins anew.
+        checkpoint_every: steps between checkpoints; default a twentieth of the steps.
+        log_every: steps between records of the loss; default a hundredth of the steps.
+        dtype: of the network and of the prior's states.
+        device: of the same.
+        progress: a progress bar; None shows it on a terminal and in notebooks.
+
+    Returns:
+        `NeuralPrior`; its ``history`` holds columns "step", "training", "validation" and, for bands of
+        sigma, the training loss. A loss of 1 is that of the skip path on Gaussian data.
+
+    Raises:
+        InputError: on settings out of range, data that do not fit the space, or a checkpoint that is damaged
+            or of another run.
+        DivergenceError: if the loss is no longer finite.
+
+    Example:
+        >>> data = np.random.Generator(np.random.Philox(0)).normal([[-1.0, 1.0]], 0.1, (64, 2))
+        >>> prior = train(data, Space({"i": 2}), network="mlp", settings={"width": 8, "depth": 1}, steps=9, seed=0)
+        >>> prior.sample(4, seed=0)["x"].shape
+        (4, 2)
+    """
+    plan = Plan(
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        warmup=max(1, steps // 50) if warmup is None else warmup,
+        ema=steps / 20 if ema is None else ema,
+        keep=keep,
+        seed=check_seed(seed),
+        checkpoint_every=max(1, steps // 20) if checkpoint_every is None else checkpoint_every,
+        log_every=max(1, steps // 100) if log_every is None else log_every,
+    )
+    plan.check(validation is not None)
+    states = source(data, space, batch_dim, batch, plan.seed)
+    held_out = None if validation is None else source(validation, space, batch_dim, batch, plan.seed).sample
+    untrained = _untrained(
+        _augmented(states.sample, augment, plan.seed, "fit", 0),
+        space,
+        network=network,
+        settings=settings,
+        gaussian=gaussian,
+        reference=reference,
+        levels=(sigma_min, sigma_max),
+        season=None if season is None else torch.as_tensor(np.asarray(season), dtype=torch.float64),
+        seed=plan.seed,
+        dtype=dtype,
+        device=torch.device(device),
+    )
+    law = Levels(untrained.sigma_min, untrained.sigma_max, None if sigmas == "log-uniform" else _pair(sigmas))
+    run = Training(untrained, plan, law, states, held_out, augment, None if out is None else Path(out))
+    with torch.inference_mode(False), torch.enable_grad():
+        run.begin(resume)
+        run.go(progress)
+    return run.prior()
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a run; a checkpoint is only continued under the same ones."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    warmup: int
+    ema: float
+    keep: str
+    seed: int
+    checkpoint_every: int
+    log_every: int
+
+    def check(self, validated: bool) -> None:
+        """Raise `InputError` on the first setting out of range."""
+        for name in ("steps", "batch", "warmup", "checkpoint_every", "log_every"):
+            value, least = getattr(self, name), 0 if name == "warmup" else 1
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise InputError(
+                    name, expected=f"an int of at least {least}", got=repr(value), fix="change it"
+                )
+        for name in ("learning_rate", "weight_decay", "ema"):
+            value = getattr(self, name)
+            if not (0 <= value < math.inf) or (name == "learning_rate" and value == 0):
+                raise InputError(name, expected="a number from 0", got=repr(value), fix="leave it out")
+        for name, choices in (("schedule", ("cosine", "constant")), ("keep", ("last", "best"))):
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    name, expected=f"one of {choices}", got=repr(getattr(self, name)), fix="choose one"
+                )
+        if self.keep == "best" and not validated:
+            raise InputError(
+                "keep",
+                expected="'last'",
+                got="'best' without validation",
+                fix="pass held-out states as validation",
+            )
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.schedule == "cosine" else 1.0
+        return self.learning_rate * rise * fall
+
+    def share(self, step: int) -> float:
+        """How much of the new weights goes into the average after a step."""
+        life = min(self.ema, _RAMP * step)
+        return 1.0 if life == 0 else 1 - 0.5 ** (1 / life)
+
+
+@final
+class Training:
+    """One run: the network, its average, the optimiser, and what was recorded so far."""
+
+    def __init__(
+        self,
+        untrained: NeuralPrior,
+        plan: Plan,
+        law: Levels,
+        states: Source,
+        held_out: Tensor | None,
+        augment: Augment | None,
+        folder: Path | None,
+    ) -> None:
+        self.untrained, self.plan, self.law, self.states = untrained, plan, law, states
+        self.augment, self.folder = augment, folder
+        self.held_out = None if held_out is None else self.normal(held_out)
+        self.network = untrained.network.train()
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.best: nn.Module | None = None
+        self.optimiser = torch.optim.AdamW(
+            [p for p in self.network.parameters() if p.requires_grad],
+            lr=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+        )
+        self.step, self.lowest = 0, math.inf
+        self.edges = law.edges(_BANDS)
+        self.history: dict[str, list[Any]] = {"step": [], "training": []}
+        self.history |= {"validation": []} if held_out is not None else {}
+        self.history |= {name: [] for name in self.bands}
+        self.window = np.zeros((2, _BANDS))
+
+    @property
+    def bands(self) -> list[str]:
+        """Names of the bands of sigma in the history."""
+        return [f"sigma {a:.3g} to {b:.3g}" for a, b in zip(self.edges[:-1], self.edges[1:], strict=True)]
+
+    # -- the loop ------------------------------------------------------------------------------------
+
+    def go(self, progress: bool | None) -> None:
+        """Train to the last step, with records and checkpoints on the way."""
+        plan = self.plan
+        with _bar(progress, plan.steps, self.step) as tick:
+            while self.step < plan.steps:
+                self.train_once()
+                self.step += 1
+                done = self.step == plan.steps
+                tick(self.record() if self.step % plan.log_every == 0 or done else None)
+                if self.folder is not None and (self.step % plan.checkpoint_every == 0 or done):
+                    self.save(self.folder)
+
+    def train_once(self) -> None:
+        """One optimiser step, and its share in the average."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.plan.rate(self.step)
+        x = _augmented(self.states.batch(self.step), self.augment, self.plan.seed, "augment", self.step)
+        z0 = self.normal(x)
+        levels = Streams(self.plan.seed, [self.step], purpose="training levels").numpy()[0]
+        sigma = self.law.draw(len(z0), levels)
+        noise = Streams(self.plan.seed, [self.step], purpose="training noise")
+        with _own_randomness(self.network, self.plan.seed, self.step):
+            loss = losses(self.untrained.preconditioning, self.network, z0, sigma.to(z0.device), noise)
+        self.optimiser.zero_grad()
+        loss.mean().backward()
+        self.optimiser.step()
+        self.tally(sigma, loss.detach())
+        with torch.no_grad():
+            share = self.plan.share(self.step)
+            for average, parameter in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                average.lerp_(parameter, share)
+            for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
+                kept.copy_(buffer)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """Normalised states in the network's dtype; the units are changed in float64."""
+        units, prior = self.untrained.normalisation, self.untrained
+        z = (x - units.mean.to(x.device)) / units.scale.to(x.device)
+        return z.to(prior.device, prior.dtype)
+
+    # -- records -------------------------------------------------------------------------------------
+
+    def tally(self, sigma: Tensor, loss: Tensor) -> None:
+        """Add a step's losses to the record that is being made."""
+        values = loss.double().cpu().numpy()
+        if not np.isfinite(values).all():
+            raise DivergenceError(
+                f"The loss is no longer finite at step {self.step}. Lower learning_rate "
+                f"({self.plan.learning_rate:g}), or look for outliers in the data."
+            )
+        band = np.searchsorted(self.edges[1:-1], sigma.numpy())
+        self.window += [np.bincount(band, minlength=_BANDS), np.bincount(band, values, minlength=_BANDS)]
+
+    def record(self) -> float:
+        """Close a record; returns the training loss in it."""
+        counts, sums = self.window
+        self.history["step"].append(self.step)
+        self.history["training"].append(float(sums.sum() / counts.sum()))
+        for name, count, total in zip(self.bands, counts, sums, strict=True):
+            self.history[name].append(float(total / count) if count else None)
+        self.window = np.zeros((2, _BANDS))
+        if self.held_out is not None:
+            self.history["validation"].append(self.validate(self.held_out))
+        return float(self.history["training"][-1])
+
+    def validate(self, z0: Tensor) -> float:
+        """Loss of the averaged weights on held-out states, each time with the same noise and levels."""
+        generator = Streams(self.plan.seed, [0], purpose="validation levels").numpy()[0]
+        sigma = self.law.draw(len(z0), generator)
+        total, size = 0.0, self.plan.batch
+        with torch.no_grad():
+            for start in range(0, len(z0), size):
+                part = slice(start, start + size)
+                streams = Streams(self.plan.seed, [start], purpose="validation noise")
+                loss = losses(
+                    self.untrained.preconditioning, self.average, z0[part], sigma[part].to(z0.device), streams
+                )
+                total += float(loss.double().sum())
+        loss_now = total / len(z0)
+        if self.plan.keep == "best" and loss_now < self.lowest:
+            self.lowest, self.best = loss_now, copy.deepcopy(self.average)
+        return loss_now
+
+    # -- checkpoints ---------------------------------------------------------------------------------
+
+    def begin(self, resume: bool) -> None:
+        """Take up the run in the folder, or clear it."""
+        if self.folder is None:
+            return
+        if not resume:
+            (self.folder / "checkpoint.json").unlink(missing_ok=True)
+        found = load_checkpoint(self.folder)
+        if found is None:
+            return
+        check_same_run(self.folder, self.identity(), found.record["identity"])
+        self.network.load_state_dict(weights(found.tensors, "network"))
+        self.average.load_state_dict(weights(found.tensors, "average"))
+        if best := weights(found.tensors, "best"):
+            self.best = copy.deepcopy(self.average)
+            self.best.load_state_dict(best)
+        restore_optimiser(self.optimiser, found.tensors)
+        self.step, self.history = found.step, {k: list(v) for k, v in found.record["history"].items()}
+        self.window = np.array(found.record["window"])
+        self.lowest = math.inf if found.record["lowest"] is None else float(found.record["lowest"])
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint."""
+        nets = {"network": self.network, "average": self.average}
+        nets |= {} if self.best is None else {"best": self.best}
+        record = {
+            "identity": self.identity(),
+            "history": self.history,
+            "window": self.window.tolist(),
+            "lowest": self.lowest if math.isfinite(self.lowest) else None,
+        }
+        save_checkpoint(folder, Checkpoint(self.step, flatten(nets, self.optimiser), record))
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on."""
+        prior = self.untrained
+        network = prior.network
+        return dict(
+            json.loads(
+                json.dumps(
+                    {
+                        **asdict(self.plan),
+                        "data": self.states.digest,
+                        "space": prior.space.to_dict(),
+                        "network": type(network).__name__,
+                        "settings": getattr(network, "settings", None),
+                        "gaussian": None if prior.gaussian is None else f"{prior.gaussian.joint.largest:.6g}",
+                        "sigmas": [f"{self.law.low:.6g}", f"{self.law.high:.6g}", self.law.normal],
+                        "validation": None if self.held_out is None else list(self.held_out.shape),
+                        "dtype": str(prior.dtype),
+                    }
+                )
+            )
+        )
+
+    def prior(self) -> NeuralPrior:
+        """The prior with the averaged weights that were to be kept."""
+        made = copy.copy(self.untrained)
+        made.network = self.average if self.best is None else self.best
+        made.history = {name: list(values) for name, values in self.history.items()}
+        return made
+
+
+# -- before the first step ---------------------------------------------------------------------------
+
+
+def _untrained(
+    states: Tensor,
+    space: Space,
+    *,
+    network: str | nn.Module,
+    settings: Mapping[str, Any] | None,
+    gaussian: str | GaussianPrior | None,
+    reference: Covariance | None,
+    levels: tuple[float | None, float | None],
+    season: Tensor | None,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> NeuralPrior:
+    """The prior before training: the fitted Gaussian, or EDM's skip path alone."""
+    fitted = _fit_gaussian(states, space, gaussian, reference)
+    units = Normalisation.fit(states, space) if fitted is None else fitted.normalisation
+    noise = (white(space.shape) if reference is None else reference) if fitted is None else fitted.reference
+    sample = units.normal(states[:: -(-len(states) // _DENSE_LIMIT)])
+    inputs = (1 if fitted is None else 2) * (len(space.components) if space.homogeneous else 1)
+    net = _network(network, settings, space, inputs, seed)
+    return NeuralPrior(
+        net.to(device, dtype),
+        space,
+        units if fitted is None else None,
+        gaussian=fitted,
+        reference=noise if fitted is None else None,
+        largest=largest_eigenvalue(sample, noise),
+        sigma_min=levels[0],
+        sigma_max=levels[1],
+        season=season,
+    )
+
+
+def _fit_gaussian(
+    states: Tensor, space: Space, gaussian: str | GaussianPrior | None, reference: Covariance | None
+) -> GaussianPrior | None:
+    if gaussian is None:
+        return None
+    if isinstance(gaussian, GaussianPrior):
+        if reference is not None:
+            raise InputError("reference", expected="none", got="one", fix="the Gaussian brings its own")
+        return gaussian
+    if gaussian not in ("dense", "diagonal"):
+        raise InputError(
+            "gaussian",
+            expected="'dense', 'diagonal', a GaussianPrior or None",
+            got=repr(gaussian),
+            fix="for large fields, give GaussianPrior(space, covariance.spectral(...))",
+        )
+    if gaussian == "dense" and space.size > _DENSE_LIMIT:
+        raise InputError(
+            "gaussian",
+            expected=f"at most {_DENSE_LIMIT} values in a state for 'dense'",
+            got=space.size,
+            fix="use 'diagonal', or GaussianPrior(space, covariance.spectral(...))",
+        )
+    return GaussianPrior.fit(
+        states,
+        space,
+        kind=gaussian,
+        shrinkage="optimal" if gaussian == "dense" else 0.0,
+        reference=reference,
+    )
+
+
+def _network(
+    network: str | nn.Module, settings: Mapping[str, Any] | None, space: Space, inputs: int, seed: int
+) -> nn.Module:
+    """A network by name with the sizes of the space filled in, or a copy of a module."""
+    if isinstance(network, nn.Module):
+        if settings is not None:
+            raise InputError(
+                "settings",
+                expected="none beside a module",
+                got=settings,
+                fix="give the module its own settings",
+            )
+        made = copy.deepcopy(network)
+        # the network of a prior is frozen as a whole; one that is frozen in part is meant so
+        return made if any(p.requires_grad for p in made.parameters()) else made.requires_grad_(True)
+    sizes: dict[str, Any] = {"seed": seed}
+    if network == "mlp":
+        sizes["features"] = inputs * math.prod(space.grid)
+    else:
+        sizes |= {"channels": inputs, "dimensions": len(space.grid)}
+    return networks.build(network, {**sizes, **(settings or {})})
+
+
+def _augmented(x: Tensor, augment: Augment | None, seed: int, purpose: str, step: int) -> Tensor:
+    """States after the caller's augmentation, checked."""
+    if augment is None:
+        return x
+    out = augment(x.clone(), Streams(seed, [step], purpose=f"training {purpose}").numpy()[0])
+    if not isinstance(out, Tensor) or out.shape[1:] != x.shape[1:] or not bool(torch.isfinite(out).all()):
+        got = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise InputError(
+            "augment",
+            expected=f"finite states of shape (batch, {', '.join(map(str, x.shape[1:]))}) from (x, generator)",
+            got=got,
+            fix="return a tensor of states in physical units",
+        )
+    return out.to(x.dtype)
+
+
+def _pair(sigmas: Any) -> tuple[float, float]:
+    try:
+        mean, sd = sigmas
+        return float(mean), float(sd)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "sigmas", expected="'log-uniform' or (mean, sd) of log sigma", got=repr(sigmas), fix="(-1.2, 1.2)"
+        ) from error
+
+
+@contextmanager
+def _own_randomness(network: nn.Module, seed: int, step: int) -> Iterator[None]:
+    """Give dropout in a caller's module noise of (seed, step), and torch its own random state back."""
+    if isinstance(network, networks.Backbone):
+        yield
+        return
+    devices = {p.device.index or 0 for p in network.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        torch.manual_seed(Streams(seed, [step], purpose="training dropout").numpy()[0].integers(2**32))
+        yield
+
+
+@contextmanager
+def _bar(show: bool | None, steps: int, begun: int) -> Iterator[Callable[[float | None], None]]:
+    """A progress bar; what it yields is called after every step, with the loss where there is a new record."""
+    if not ((sys.stderr.isatty() or "ipykernel" in sys.modules) if show is None else show):
+        yield lambda loss: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=steps, initial=begun, desc="training") as bar:
+
+        def tick(loss: float | None) -> None:
+            bar.update(1)
+            if loss is not None:
+                bar.set_postfix(loss=f"{loss:.4g}")
+
+        yield tick
