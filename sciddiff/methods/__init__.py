@@ -5,14 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sciddiff.methods.base import GuidedDenoiser, Method
+from sciddiff.methods.guidance import DPS, DPSDenoiser
+from sciddiff.methods.kalman import EnsembleKalman
 from sciddiff.methods.mmps import MMPS
+from sciddiff.methods.variational import GaussianVI
 
 if TYPE_CHECKING:
     from sciddiff.posterior import Posterior
 
-__all__ = ["MMPS", "METHODS", "GuidedDenoiser", "Method", "default_method", "fitting", "methods_for"]
+__all__ = [
+    "DPS",
+    "METHODS",
+    "MMPS",
+    "DPSDenoiser",
+    "EnsembleKalman",
+    "GaussianVI",
+    "GuidedDenoiser",
+    "Method",
+    "default_method",
+    "fitting",
+    "methods_for",
+]
 
-METHODS: tuple[type[Method], ...] = (MMPS,)
+METHODS: tuple[type[Method], ...] = (MMPS, EnsembleKalman, GaussianVI, DPSDenoiser, DPS)
+"""In the order of how well their draws are calibrated where they fit; the first that fits is the default."""
 
 
 def fitting(posterior: Posterior) -> list[str]:

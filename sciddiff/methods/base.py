@@ -98,6 +98,7 @@ class Run:
         self.posterior, self.method, self.n, self.seed = posterior, method, n, seed
         self.solver = solver
         self.steps, self.chunk, self.cost = steps, chunk, Cost()
+        self.asked = solver is not None or steps is not None
         self.bar = bar(progress)
         self.notes: dict[str, Any] = {}
 
@@ -135,6 +136,19 @@ class Run:
             torch.full((size,), case, dtype=torch.long, device=self.prior.device),
             Streams(self.seed, range(size), [case] * size, purpose=purpose),
         )
+
+    def prior_draws(self, case: int, size: int) -> torch.Tensor:
+        """Draws of the prior as an ensemble: exact where it can and no solver was asked for, else by the solver."""
+        out = []
+        for part in chunks(size, self.prior.space.size, self.chunk):
+            streams = Streams(self.seed, part, [case] * len(part), purpose="ensemble")
+            z = None if self.asked else self.prior.draw(streams)
+            if z is None:
+                z = integrate(self.prior, self.denoise, streams, self.solver, None, self.bar)
+            else:
+                self.notes["solver"] = "none: exact draws of the prior"
+            out.append(z)
+        return torch.cat(out)
 
     def per_case(self, draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
         """``draw(case)``, ``(n, *shape)``, for every case, in the order of the result's rows."""

@@ -1,0 +1,185 @@
+"""Diffusion posterior sampling: the gradient of the misfit at the denoised state, at a fixed length.
+
+Both take ``v = A'^T grad log p(y | A(D))``, scale it to a length that does not depend on how large the misfit is,
+and pull it back through the denoiser, ``g = C J^T v``. They differ from a posterior by construction: the width of
+``p(x0 | x)`` is ignored, and the length is a temperature. `MMPS` is the exact rule where it applies.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from sciddiff.errors import InputError
+from sciddiff.methods.base import Guided, GuidedDenoiser, Method, Run, likelihood_gradient, tweedie
+from sciddiff.random import Streams
+from sciddiff.solvers import Karras
+from sciddiff.solvers.base import checked
+
+__all__ = ["DPS", "DPSDenoiser"]
+
+_REFERENCE = (
+    "@inproceedings{chung2023diffusion, title={Diffusion Posterior Sampling for General Noisy Inverse Problems}, "
+    "author={Chung, Hyungjin and Kim, Jeongsol and McCann, Michael T. and Klasky, Marc L. and Ye, Jong Chul}, "
+    "booktitle={ICLR}, year={2023}}"
+)
+
+
+@final
+@dataclass(frozen=True)
+class DPS(Method):
+    """Diffusion posterior sampling as published (Chung et al. 2023, arXiv 2209.14687, algorithm 1).
+
+    An ancestral step, then ``x <- x - zeta grad |y - A(D(x))|`` with a norm of its own for every draw (codes that
+    take one norm over the batch give draws that depend on the batch size). For any noise the gradient of
+    the misfit is that of the log-likelihood at unit length, which for Gaussian noise of one sd is the same. With
+    reference noise ``C`` the gradient is preconditioned by it, so that the draws stay in its range.
+
+    Biased by construction: the noise's sd is not used, and ``zeta``, times the number of steps, is a temperature.
+    On a linear Gaussian series (64 times, 16 observed) with the exact denoiser the means were off by 0.1 to 0.5
+    posterior standard deviations (rms), and single standard deviations by factors of 0.1 to 2, over zeta from 0.1 to 1.
+
+    Args:
+        zeta: length of a guidance step.
+        steps: number of steps; ``Posterior.sample(steps=...)`` goes before.
+        norm: "data" gives the gradient unit length in the space of the data, as published; zeta then has the units
+            of ``z^2/y``. "state" gives it unit length among clean normalised states: the same where ``A S S A^T = I``,
+            and free of the units of ``y`` elsewhere.
+        path: the coordinate of the steps: "vp", ``z/sqrt(1 + sigma^2)``, as published, or "ve", ``z`` itself.
+
+    Raises:
+        InputError: on settings out of range.
+        DivergenceError: if a draw becomes non-finite.
+
+    Example:
+        >>> DPS(zeta=0.5).steps
+        1000
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"differentiable"})
+    takes: ClassVar[frozenset[str]] = frozenset({"steps"})
+    reference: ClassVar[str] = _REFERENCE
+    zeta: float = 0.3
+    steps: int = 1000
+    norm: str = "state"
+    path: str = "vp"
+
+    def __post_init__(self) -> None:
+        _positive("zeta", self.zeta)
+        for name, value, choices in (
+            ("norm", self.norm, ("data", "state")),
+            ("path", self.path, ("vp", "ve")),
+        ):
+            if value not in choices:
+                raise InputError(name, expected=f"one of {choices}", got=repr(value), fix="choose one")
+
+    def draw(self, run: Run) -> torch.Tensor:
+        """Step every row from noise to data."""
+        prior, steps = run.prior, self.steps if run.steps is None else run.steps
+        sigmas = Karras().sigmas(steps, prior.sigma_min, prior.sigma_max)
+        run.notes["steps"] = steps
+        out = []
+        for rows in run.rows():
+            z = sigmas[0] * prior.noise(rows.streams)
+            for i in run.bar(range(steps)):
+                s, t = sigmas[i], sigmas[i + 1]
+                d, g = self._pulled(run, z, s, rows.cases)
+                keep = (t / s) ** 2
+                z = torch.lerp(d, z, keep) + self.zeta * self._scale(s, t) * g
+                if t > 0:
+                    z = z + t * math.sqrt(1 - keep) * prior.noise(rows.streams)
+                checked(z, i, s)
+            out.append(z)
+        return torch.cat(out)
+
+    def _pulled(
+        self, run: Run, z: torch.Tensor, sigma: float, cases: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``D`` and ``C J^T v`` with ``v`` the gradient of the log-likelihood at ``D``, scaled."""
+        d, covariance = tweedie(run, z, sigma)
+        v = likelihood_gradient(run, d, cases, unit=self.norm == "data")
+        return d, covariance(v if self.norm == "data" else _unit(v)) / sigma**2
+
+    def _scale(self, s: float, t: float) -> float:
+        """What a step along a gradient in the path's coordinate is in ``z``: both ends are scaled."""
+        return math.sqrt((1 + s**2) * (1 + t**2)) if self.path == "vp" else 1.0
+
+
+@final
+@dataclass(frozen=True)
+class DPSDenoiser(GuidedDenoiser):
+    """The guidance of DPS as a denoiser, for any solver: ``D_y = D + zeta l sigma^2 C J^T A'^T g/|g|``.
+
+    ``g = grad log p(y | A(D))`` in the space of the data, with a norm for every draw, and ``l`` is the rms of ``|g|`` at
+    the truth (``sqrt(tr R^-1)`` for Gaussian noise; simulated at the prior's mean), so that zeta has no units.
+
+    Biased by construction: 1 would be right where sigma is small, and is too strong where it is large. In the
+    setting of `DPS` with 256 ancestral steps the means were off by 0.3 posterior standard deviations (rms) and
+    the standard deviations by factors of 0.8 to 1.2 at zeta from 0.25 to 0.5; far more at other zeta.
+
+    Args:
+        zeta: strength.
+
+    Raises:
+        InputError: on a strength that is not positive, or noise that cannot be simulated at the prior's mean.
+
+    Example:
+        >>> DPSDenoiser(zeta=0.25)
+        DPSDenoiser(zeta=0.25)
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"differentiable"})
+    reference: ClassVar[str] = _REFERENCE
+    zeta: float = 0.5
+
+    def __post_init__(self) -> None:
+        _positive("zeta", self.zeta)
+
+    def guide(self, run: Run) -> Guided:
+        """The guided denoiser."""
+        length = self.zeta * _typical(run)
+
+        def guided(z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
+            d, covariance = tweedie(run, z, sigma)
+            v = likelihood_gradient(run, d, cases, unit=True)
+            return d + covariance(length[cases].reshape(-1, *(1,) * (z.ndim - 1)) * v)
+
+        return guided
+
+
+def _typical(run: Run, simulations: int = 256) -> torch.Tensor:
+    """Rms length of ``grad log p(y | mean)`` over observations ``y`` made from the prior's mean, one per case."""
+    prior, posterior = run.prior, run.posterior
+    centre = prior.normalisation.physical(
+        torch.zeros((1, *prior.space.shape), dtype=prior.dtype, device=prior.device)
+    )
+    total = torch.zeros(posterior.cases, dtype=prior.dtype, device=prior.device)
+    for i, o in enumerate(posterior.observations):
+        mean = o.operator.apply(centre).expand(simulations, *o.operator.codomain.shape)
+        y = o.noise.draw(mean, Streams(0, range(simulations), purpose=f"gradient length {i}"))
+        power = (o.noise.score(y, mean) ** 2).mean(0)
+        total += (
+            (power.expand(o.y.shape) if o.mask is None else torch.where(o.mask, power, 0.0)).flatten(1).sum(1)
+        )
+    if not bool((torch.isfinite(total) & (total > 0)).all()):
+        raise InputError(
+            "method",
+            expected="a likelihood with a finite gradient at the prior's mean, which sets the unit of zeta",
+            got=f"a mean square of {total.tolist()}",
+            fix="use DPS, whose zeta is a length among states",
+        )
+    return total.sqrt()
+
+
+def _unit(v: torch.Tensor) -> torch.Tensor:
+    """Each row at unit length, zeros as they are."""
+    length = v.flatten(1).norm(dim=1)
+    return v / torch.where(length > 0, length, 1.0).reshape(-1, *(1,) * (v.ndim - 1))
+
+
+def _positive(name: str, value: float) -> None:
+    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+        raise InputError(name, expected="a positive number", got=repr(value), fix="0.5 is a good start")
