@@ -1,14 +1,11 @@
 """Steady fields and their sources: ``f -> u`` with ``-div(kappa grad u) + c u = f`` on a grid.
 
-Second-order finite differences on the points of the grid, which include those of the boundary. With ``D``
-the differences between neighbours, ``K = D^T diag(kappa_face / h^2) D`` and ``V`` the share of a cell inside
-the domain, ``u = (K + V c)^-1 V f``. A Dirichlet boundary holds ``u = 0`` on the outermost points, where
-``f`` does not count.
+Second-order finite differences on the points of the grid, which include those of the boundary; `stencils`
+says how they are built. ``u = (K + V c)^-1 V f`` is linear in ``f``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, final
@@ -19,8 +16,17 @@ import torch
 from sciddiff.errors import InputError
 from sciddiff.operators.base import LinearOperator
 from sciddiff.operators.external import External
-from sciddiff.operators.grids import labels, spacing, stacked
-from sciddiff.spaces import Space, Variable
+from sciddiff.operators.grids import spacing, stacked
+from sciddiff.operators.stencils import (
+    axis_parts,
+    coefficient,
+    factorise,
+    sides_of,
+    singular,
+    solution_space,
+    stencil,
+)
+from sciddiff.spaces import Space
 
 __all__ = ["elliptic", "helmholtz", "poisson"]
 
@@ -63,8 +69,8 @@ def elliptic(
     """
     stacked(domain, "domain", (1, 2, 3))
     steps = spacing(domain, domain.dims, labelled=True)
-    sides = _sides(domain, boundary)
-    kappa, c = _coefficient(domain, diffusion, "diffusion"), _coefficient(domain, reaction, "reaction")
+    sides = sides_of(domain, boundary)
+    kappa, c = coefficient(domain, diffusion, "diffusion"), coefficient(domain, reaction, "reaction")
     if not ((kappa > 0).all() or (kappa < 0).all()):
         raise InputError(
             "diffusion",
@@ -72,7 +78,7 @@ def elliptic(
             got=f"{kappa.min():g} to {kappa.max():g}",
             fix="use a diffusion that nowhere vanishes",
         )
-    codomain = _solution_space(domain, codomain)
+    codomain = solution_space(domain, codomain)
     if kappa.ndim == 0 and c.ndim == 0 and max(domain.grid) <= _LARGEST_MODES:
         return _Modes(domain, codomain, steps, sides, float(kappa), float(c))
     return _Factorised(domain, codomain, steps, sides, kappa, c)
@@ -135,7 +141,7 @@ class _Modes(LinearOperator):
         self.domain, self.codomain = domain, codomain
         values, self.synthesis, self.analysis = [], [], []
         for n, h, side in zip(domain.grid, steps, sides, strict=True):
-            difference, volume, free = _axis(n, side)
+            difference, volume, free = axis_parts(n, side)
             root = np.sqrt(volume[free])
             half = difference.toarray()[:, free] / h / root
             eigenvalues, q = np.linalg.eigh(half.T @ half)
@@ -145,7 +151,7 @@ class _Modes(LinearOperator):
             self.analysis.append(torch.from_numpy((q.T * root) @ embed.T))
         total = kappa * reduce(np.add.outer, values) + c
         if np.abs(total).min() <= 1e-12 * np.abs(total).max():
-            raise _singular()
+            raise singular()
         self.inverse = torch.from_numpy(1.0 / total)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
@@ -181,19 +187,13 @@ class _Factorised(External):
         c: np.ndarray,
     ) -> None:
         import scipy.sparse as sp
-        from scipy.sparse.linalg import splu
 
         self.domain, self.codomain = domain, codomain
-        kappa = np.broadcast_to(kappa, domain.grid)
-        stiffness, volume, self.free = _assemble(domain.grid, steps, sides, kappa)
+        difference, mean, volume, self.free = stencil(domain.grid, steps, sides)
         self.volume = volume[self.free]
-        mass = sp.diags(self.volume * np.broadcast_to(c, domain.grid).reshape(-1)[self.free])
-        matrix = sp.csc_matrix(stiffness + mass)
-        try:
-            self._lu = splu(matrix, "MMD_AT_PLUS_A", diag_pivot_thresh=0.01, options={"SymmetricMode": True})
-        except RuntimeError as error:
-            raise _singular() from error
-        _check_condition(matrix, self._lu)
+        faces = mean @ np.broadcast_to(kappa, domain.grid).reshape(-1)
+        mass = self.volume * np.broadcast_to(c, domain.grid).reshape(-1)[self.free]
+        self._lu = factorise(difference.T @ sp.diags(faces) @ difference + sp.diags(mass))
 
     def _solve(self, x: torch.Tensor, trans: str, shape: tuple[int, ...]) -> torch.Tensor:
         points = int(np.prod(self.domain.grid))
@@ -212,104 +212,3 @@ class _Factorised(External):
     def transposed(self, y: torch.Tensor) -> torch.Tensor:
         """``V (K + V c)^-T u``."""
         return self._solve(y, "T", self.domain.shape)
-
-
-def _axis(n: int, side: str) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Sparse differences ``(faces, n)``, shares of a cell and free points along one axis."""
-    import scipy.sparse as sp
-
-    volume, free = np.ones(n), np.arange(n)
-    if side == "periodic":
-        return sp.diags([-1.0, 1.0, 1.0], [0, 1, 1 - n], shape=(n, n)).tocsr(), volume, free
-    difference = sp.diags([-1.0, 1.0], [0, 1], shape=(n - 1, n)).tocsr()
-    if side == "neumann":
-        volume[[0, -1]] = 0.5
-        return difference, volume, free
-    return difference, volume, free[1:-1]
-
-
-def _assemble(
-    grid: Sequence[int], steps: Sequence[float], sides: Sequence[str], kappa: np.ndarray
-) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Stiffness matrix on the free points, shares of a cell on all points, and the free points."""
-    import scipy.sparse as sp
-
-    parts = [_axis(n, side) for n, side in zip(grid, sides, strict=True)]
-    volume = reduce(np.multiply.outer, [v for _, v, _ in parts]).reshape(-1)
-    free = np.ravel_multi_index(np.ix_(*[f for _, _, f in parts]), tuple(grid)).reshape(-1)
-    stiffness = sp.csr_matrix((len(free), len(free)))
-    for axis, ((difference, _, _), h) in enumerate(zip(parts, steps, strict=True)):
-        before, after = (sp.identity(math.prod(sizes)) for sizes in (grid[:axis], grid[axis + 1 :]))
-        d = sp.kron(sp.kron(before, difference), after).tocsr()
-        # kappa on a face is the mean of its two ends; the other axes' shares of a cell are the same on both
-        shares = [v if a != axis else np.ones(len(v)) for a, (_, v, _) in enumerate(parts)]
-        weight = abs(d) @ (kappa * reduce(np.multiply.outer, shares)).reshape(-1) / (2 * h**2)
-        stiffness = stiffness + d[:, free].T @ sp.diags(weight) @ d[:, free]
-    return stiffness, volume, free
-
-
-def _check_condition(matrix: Any, lu: Any) -> None:
-    """Refuse a matrix that inverse iteration finds singular to rounding."""
-    size = matrix.shape[0]
-    v = np.random.Generator(np.random.Philox(0)).standard_normal(size)
-    for _ in range(3):
-        v = lu.solve(v / np.linalg.norm(v))
-        if not np.linalg.norm(v) * abs(matrix).max() < 1e13:
-            raise _singular()
-
-
-def _singular() -> InputError:
-    return InputError(
-        "reaction",
-        expected="an equation with a unique solution",
-        got="a singular one",
-        fix="without a Dirichlet side add a positive reaction; at a resonance change the wavenumber",
-    )
-
-
-def _sides(domain: Space, boundary: str | Sequence[str]) -> tuple[str, ...]:
-    sides = (boundary,) * len(domain.dims) if isinstance(boundary, str) else tuple(boundary)
-    if len(sides) != len(domain.dims) or not set(sides) <= {"dirichlet", "neumann", "periodic"}:
-        raise InputError(
-            "boundary",
-            expected=f"'dirichlet', 'neumann' or 'periodic', one or one for each of {domain.dims}",
-            got=boundary,
-            fix="choose one of the three",
-        )
-    if any(n < 3 for n in domain.grid):
-        raise InputError(
-            "domain", expected="at least 3 points along every dim", got=domain.sizes, fix="refine the grid"
-        )
-    return sides
-
-
-def _coefficient(domain: Space, values: Any, argument: str) -> np.ndarray:
-    raw = (
-        values.transpose(*domain.dims).values
-        if hasattr(values, "transpose") and hasattr(values, "dims")
-        else values
-    )
-    out = np.asarray(raw.detach().cpu() if isinstance(raw, torch.Tensor) else raw, dtype=np.float64)
-    if out.shape not in ((), domain.grid) or not np.isfinite(out).all():
-        raise InputError(
-            argument,
-            expected=f"a finite number, or finite values of shape {domain.grid}",
-            got=f"shape {out.shape}",
-            fix="give one value per grid point",
-        )
-    return out
-
-
-def _solution_space(domain: Space, codomain: Space | None) -> Space:
-    if codomain is None:
-        names = ["u"] if len(domain.variables) == 1 else list(domain.variables)
-        new = [Variable(domain.dims, complex=v.complex) for v in domain.variables.values()]
-        return Space(labels(domain), dict(zip(names, new, strict=True)))
-    if codomain.sizes != domain.sizes or codomain.shape != domain.shape:
-        raise InputError(
-            "codomain",
-            expected=f"a space on {domain.sizes} with {len(domain.components)} component(s)",
-            got=codomain,
-            fix="put the solution on the dims of the source",
-        )
-    return codomain

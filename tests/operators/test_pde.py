@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sciddiff.errors import InputError
-from sciddiff.operators import elliptic, helmholtz, poisson
+from sciddiff.operators import Darcy, elliptic, from_torch, helmholtz, poisson
 from sciddiff.spaces import Space
 
 PI = np.pi
@@ -168,3 +168,39 @@ def test_equations_without_a_unique_solution_are_refused():
 def test_bad_equations_are_refused(domain, options, message):
     with pytest.raises(InputError, match=message):
         elliptic(domain, **options)
+
+
+def permeability(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).exp()
+
+
+@pytest.mark.parametrize("boundary", ["dirichlet", "neumann", ("periodic", "dirichlet")])
+def test_darcy_is_the_elliptic_solve_with_every_diffusion(boundary):
+    space = Space({"y": np.linspace(0, 1, 7), "x": np.linspace(0, 2, 6)}, "kappa")
+    source = np.arange(42.0).reshape(7, 6)
+    flow = Darcy(space, source=source, reaction=0.5, boundary=boundary)
+    kappa = permeability(3, 7, 6)
+    for row, out in zip(kappa, flow.apply(kappa), strict=True):
+        solve = elliptic(space, diffusion=row, reaction=0.5, boundary=boundary)
+        assert torch.allclose(out, solve.apply(torch.from_numpy(source)[None])[0], rtol=1e-12)
+    assert flow.apply(kappa[:0]).shape == (0, 7, 6) and flow.apply(kappa.float()).dtype == torch.float32
+
+
+def test_darcy_has_exact_first_and_second_derivatives():
+    space = Space({"y": np.linspace(0, 1, 4), "x": np.linspace(0, 1, 5)}, "kappa")
+    flow = Darcy(space, reaction=0.5, boundary=("neumann", "dirichlet"))
+    kappa = permeability(2, 4, 5).requires_grad_()
+    with torch.random.fork_rng():  # torch's check draws from its global stream
+        assert torch.autograd.gradcheck(flow.apply, kappa)
+        assert torch.autograd.gradgradcheck(flow.apply, kappa)
+
+
+def test_darcy_refuses_a_diffusion_that_is_not_positive():
+    space, _, _ = plane(5)
+    flow = Darcy(space)
+    with pytest.raises(InputError, match="a positive diffusion"):
+        flow.apply(torch.zeros(1, 5, 5))
+    logarithmic = flow @ from_torch(torch.exp, space, space)
+    assert torch.allclose(logarithmic.apply(torch.zeros(1, 5, 5)), flow.apply(torch.ones(1, 5, 5)))
+    with pytest.raises(InputError, match="unique solution"):
+        Darcy(space, boundary="neumann")
