@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,17 +33,33 @@ class Variable:
     complex: bool = False
     attrs: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.dims, str) or len(set(self.dims)) != len(tuple(self.dims)):
+            raise InputError(
+                "dims",
+                expected="a tuple of distinct dim names",
+                got=repr(self.dims),
+                fix="write Variable(('x',)) with the comma",
+            )
+        if self.units is not None and not isinstance(self.units, str):
+            raise InputError(
+                "units", expected="a string or None", got=repr(self.units), fix="write for example 'K'"
+            )
+        object.__setattr__(self, "dims", tuple(self.dims))
+
 
 class Space:
     """A labelled state space.
 
     Args:
         coords: dim name -> its size, or its 1-D labels (numbers, dates or strings), in order.
-        variables: a name, names, or name -> units or `Variable`. Default: one variable ``"x"``.
+        variables: a name, names, or name -> units or `Variable`. Default: one variable ``"x"``, or ``"u"``
+            where a dim is called x.
         edges: integer array ``(2, edges)`` of node numbers, for a state on a fixed graph.
 
     Raises:
-        InputError: on labels that are not 1-D, repeated or not finite, or unknown dims of a variable.
+        InputError: on labels that are not 1-D, repeated or not finite, on unknown dims of a variable, on
+            edges between nodes that are not there, on the dim "sample", which counts draws.
 
     Example:
         >>> space = Space({"lat": [10.0, 20.0], "lon": 3}, {"t": "K", "q": "g/kg"})
@@ -55,10 +72,17 @@ class Space:
     def __init__(
         self,
         coords: Mapping[str, Any],
-        variables: str | Sequence[str] | Mapping[str, str | Variable | None] = "x",
+        variables: str | Sequence[str] | Mapping[str, str | Variable | None] | None = None,
         *,
         edges: Any = None,
     ) -> None:
+        if not isinstance(coords, Mapping) or not all(isinstance(d, str) and d != "sample" for d in coords):
+            raise InputError(
+                "coords",
+                expected="a mapping of dim names to sizes or labels, none of them called 'sample'",
+                got=list(coords) if isinstance(coords, Mapping) else type(coords).__name__,
+                fix="write for example Space({'time': 12}); 'sample' is the dim of draws",
+            )
         self.sizes: dict[str, int] = {}
         self.coords: dict[str, np.ndarray] = {}
         for dim, labels in coords.items():
@@ -69,14 +93,14 @@ class Space:
                         expected=f"a size of at least 1 for dim {dim!r}",
                         got=labels,
                         fix="drop the dim or give it a size",
-                    )  # noqa: E501
+                    )
                 self.sizes[dim] = int(labels)
             else:
                 self.coords[dim] = _labels(dim, labels)
                 self.sizes[dim] = len(self.coords[dim])
         self.dims: tuple[str, ...] = tuple(self.sizes)
         self.variables: dict[str, Variable] = _variables(variables, self.dims)
-        self.edges: np.ndarray | None = None if edges is None else _edges(edges)
+        self.edges: np.ndarray | None = None if edges is None else _edges(edges, self.sizes)
 
     @property
     def components(self) -> tuple[tuple[str, str], ...]:
@@ -89,8 +113,8 @@ class Space:
 
     @property
     def homogeneous(self) -> bool:
-        """Whether every variable lives on all dims, so that states are stacked and not flattened."""
-        return all(v.dims == self.dims for v in self.variables.values())
+        """Whether every variable lives on all dims, and there are any: states are stacked, and not flattened."""
+        return bool(self.dims) and all(v.dims == self.dims for v in self.variables.values())
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -159,16 +183,23 @@ class Space:
                 got=f"{int(bad.sum())} NaN or infinite of {values.size} values",
                 fix=advice,
             )
-        return torch.tensor(values, dtype=dtype, device=device)
+        out = torch.tensor(values, dtype=dtype, device=device)
+        if bool(out.isinf().any()):
+            raise InputError(
+                argument,
+                expected=f"numbers within the range of {str(dtype).removeprefix('torch.')}",
+                got=f"a largest size of {np.nanmax(np.abs(values)):.3g}",
+                fix="use a prior in float64, or other units",
+            )
+        return out
 
     def _array(self, data: Any, argument: str, lead: tuple[str, ...]) -> np.ndarray:
         try:
-            values = (
-                data.detach().resolve_conj().cpu().numpy()
-                if isinstance(data, torch.Tensor)
-                else np.asarray(data)
-            )
-        except (TypeError, ValueError) as error:
+            if isinstance(data, torch.Tensor):
+                # numpy has no bfloat16
+                data = (data.float() if data.dtype == torch.bfloat16 else data).numpy(force=True)
+            values = data if isinstance(data, np.ma.MaskedArray) else np.asarray(data)
+        except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 argument,
                 expected="an array of numbers",
@@ -212,8 +243,8 @@ class Space:
                 fix="declare the variable complex: Variable(dims, complex=True)",
             )
         if len(self.variables) == 1:
-            return np.stack([values.real, values.imag], axis=lead)
-        parts = np.stack([values.real, values.imag], axis=lead + 1)
+            return np.stack(_real_parts(values), axis=lead)
+        parts = np.stack(_real_parts(values), axis=lead + 1)
         return parts.reshape(*values.shape[:lead], -1, *values.shape[lead + 1 :])
 
     def _labelled(self, data: Any, argument: str, lead: tuple[str, ...]) -> np.ndarray:
@@ -239,7 +270,7 @@ class Space:
                     got=f"dtype {values.dtype}",
                     fix="convert the variable, or declare it complex in the space",
                 )
-            parts += [values.real, values.imag] if variable.complex else [values]
+            parts += _real_parts(values) if variable.complex else [values]
         n = len(lead)
         if not self.homogeneous:
             return np.concatenate([p.reshape(*p.shape[:n], -1) for p in parts], axis=n)
@@ -291,13 +322,30 @@ class Space:
     ) -> xr.Dataset:
         """Label a tensor ``(*leading, *shape)`` as an `xarray.Dataset`, ``dims`` naming the leading dims.
 
+        Raises:
+            InputError: on a wrong shape, or leading dims that the space has itself.
+
         Example:
             >>> Space({"x": [0.0, 1.0]}, {"t": "K"}).dataset(torch.zeros(3, 2), ["sample"])["t"].dims
             ('sample', 'x')
         """
         import xarray as xr
 
-        lead = tuple(values.shape[: len(dims)])
+        values, lead = torch.as_tensor(values), tuple(torch.as_tensor(values).shape[: len(dims)])
+        if tuple(values.shape) != (*lead, *self.shape) or len(lead) != len(dims):
+            raise InputError(
+                "values",
+                expected=f"shape {_show((*dims, *self.shape))} of {self!r}",
+                got=f"shape {tuple(values.shape)}",
+                fix="reshape the values, or name their leading dims",
+            )
+        if set(dims) & {*self.dims, *self.variables} or len(set(dims)) != len(dims):
+            raise InputError(
+                "dims",
+                expected=f"leading dims unlike those of {self!r}",
+                got=list(dims),
+                fix="choose another name",
+            )
         array = values.detach().cpu().reshape(*lead, self.size).numpy()
         data, start = {}, 0
         for name, v in self.variables.items():
@@ -327,6 +375,8 @@ class Space:
                 return f"variable {name!r} is {b} instead of {a}"
             if a.units is not None and b.units is not None and a.units != b.units:
                 return f"units {b.units!r} of {name!r} instead of {a.units!r}"
+        if self.edges is not None and other.edges is not None and not np.array_equal(self.edges, other.edges):
+            return f"another {other.edges.shape[1]} edges instead of these {self.edges.shape[1]}"
         return None
 
     def __eq__(self, other: object) -> bool:
@@ -335,23 +385,13 @@ class Space:
     __hash__ = None  # type: ignore[assignment]
 
     def to_dict(self) -> dict[str, Any]:
-        """The space as plain JSON values; `from_dict` brings it back."""
+        """The space as plain JSON values, in lists where order counts; `from_dict` brings it back."""
         return {
-            "coords": {
-                d: {
-                    "dtype": str(self.coords[d].dtype),
-                    "values": self.coords[d].astype(str).tolist()
-                    if self.coords[d].dtype.kind in "MmU"
-                    else self.coords[d].tolist(),
-                }
-                if d in self.coords
-                else n
-                for d, n in self.sizes.items()
-            },
-            "variables": {
-                n: {"dims": list(v.dims), "units": v.units, "complex": v.complex, "attrs": dict(v.attrs)}
+            "coords": [[dim, n, _stored(self.coords.get(dim))] for dim, n in self.sizes.items()],
+            "variables": [
+                [n, {"dims": list(v.dims), "units": v.units, "complex": v.complex, "attrs": dict(v.attrs)}]
                 for n, v in self.variables.items()
-            },
+            ],
             "edges": None if self.edges is None else self.edges.tolist(),
         }
 
@@ -359,12 +399,10 @@ class Space:
     def from_dict(cls, data: Mapping[str, Any]) -> Space:
         """Rebuild a space from `to_dict`."""
         coords = {
-            d: c if isinstance(c, int) else np.array(c["values"], dtype=c["dtype"])
-            for d, c in data["coords"].items()
+            dim: n if c is None else np.array(c["values"], dtype=c["dtype"]) for dim, n, c in data["coords"]
         }
         variables = {
-            n: Variable(tuple(v["dims"]), v["units"], v["complex"], v["attrs"])
-            for n, v in data["variables"].items()
+            n: Variable(tuple(v["dims"]), v["units"], v["complex"], v["attrs"]) for n, v in data["variables"]
         }
         return cls(coords, variables, edges=data["edges"])
 
@@ -374,11 +412,20 @@ class Space:
         return f"Space({names} on ({sizes}))"
 
     def _repr_html_(self) -> str:
-        return (
-            self.dataset(torch.zeros(self.shape, dtype=torch.float64))
-            .isel({d: slice(0) for d in self.dims})
-            ._repr_html_()
-        )
+        """The labels without values, as xarray shows them."""
+        import xarray as xr
+
+        empty = xr.Dataset(coords={d: (d, c) for d, c in self.coords.items()})
+        return f"<pre>{self!r}</pre>{empty._repr_html_()}"
+
+
+def _stored(labels: np.ndarray | None) -> dict[str, Any] | None:
+    """Labels as JSON values: dates and names as text, numbers as they are, durations as numbers of their unit."""
+    if labels is None:
+        return None
+    kind = labels.dtype.kind
+    plain = labels.astype(str) if kind in "MU" else labels.astype(np.int64) if kind == "m" else labels
+    return {"dtype": str(labels.dtype), "values": plain.tolist()}
 
 
 def _labels(dim: str, labels: Any) -> np.ndarray:
@@ -387,17 +434,21 @@ def _labels(dim: str, labels: Any) -> np.ndarray:
         raise InputError(
             "coords",
             expected=f"a size or 1-D labels for dim {dim!r}",
-            got=f"shape {values.shape}",
+            got=repr(labels) if values.ndim == 0 else f"shape {values.shape}",
             fix="pass an int or a 1-D array",
         )
-    if values.dtype.kind == "O":
+    if values.dtype.kind == "O" and all(isinstance(v, str) for v in values):
         values = values.astype(str)
-    if (
-        values.dtype.kind == "f"
-        and not np.isfinite(values).all()
-        or values.dtype.kind == "M"
-        and np.isnat(values).any()
-    ):
+    if values.dtype.kind == "O" and all(isinstance(v, date) for v in values):
+        values = values.astype("datetime64[us]")
+    if values.dtype.kind not in "iufMmU":
+        raise InputError(
+            "coords",
+            expected=f"numbers, dates or strings for dim {dim!r}",
+            got=f"{type(values[0]).__name__} of dtype {values.dtype}",
+            fix="convert the labels first, such as periods with to_timestamp()",
+        )
+    if values.dtype.kind != "U" and not np.isfinite(values).all():
         raise InputError(
             "coords",
             expected=f"finite labels for dim {dim!r}",
@@ -415,9 +466,20 @@ def _labels(dim: str, labels: Any) -> np.ndarray:
 
 
 def _variables(variables: Any, dims: tuple[str, ...]) -> dict[str, Variable]:
+    if variables is None:
+        # xarray keeps a dim's name for its labels
+        variables = ["u" if "x" in dims else "x"]
     if isinstance(variables, str):
         variables = [variables]
-    items = variables.items() if isinstance(variables, Mapping) else ((name, None) for name in variables)
+    names = list(variables) if isinstance(variables, (Mapping, Sequence)) else [variables]
+    if not all(isinstance(n, str) and n != "sample" for n in names) or len(set(names)) != len(names):
+        raise InputError(
+            "variables",
+            expected="distinct names, none of them 'sample', or a mapping of names to units or Variable",
+            got=names,
+            fix="write for example {'t': 'K'}",
+        )
+    items = variables.items() if isinstance(variables, Mapping) else ((name, None) for name in names)
     out = {n: v if isinstance(v, Variable) else Variable(dims, v) for n, v in items}
     for name, v in out.items():
         if not set(v.dims) <= set(dims) or name in dims:
@@ -432,7 +494,7 @@ def _variables(variables: Any, dims: tuple[str, ...]) -> dict[str, Variable]:
     return out
 
 
-def _edges(edges: Any) -> np.ndarray:
+def _edges(edges: Any, sizes: Mapping[str, int]) -> np.ndarray:
     values = np.asarray(edges)
     if (
         values.ndim != 2
@@ -446,11 +508,25 @@ def _edges(edges: Any) -> np.ndarray:
             got=f"{values.dtype} {values.shape}",
             fix="pass the two end nodes of every edge, counted from 0",
         )
+    if values.size and values.max() >= max(sizes.values(), default=0):
+        raise InputError(
+            "edges",
+            expected=f"node numbers below the size of a dim of {dict(sizes)}",
+            got=int(values.max()),
+            fix="count the nodes from 0, and give the node dim its full size",
+        )
     return values
 
 
+def _real_parts(values: np.ndarray) -> list[np.ndarray]:
+    """Real and imaginary part; what is missing is missing in both, whichever of them holds the NaN."""
+    gap = np.isnan(values)
+    return [np.where(gap, np.nan, part) for part in (values.real, values.imag)]
+
+
 def _is_labelled(data: Any) -> bool:
-    return hasattr(data, "dims") and hasattr(data, "coords") or type(data).__module__.startswith("pandas")
+    # pandas' series and frames have an `iloc`; its indices and arrays are plain arrays here
+    return (hasattr(data, "dims") and hasattr(data, "coords")) or hasattr(data, "iloc")
 
 
 def _as_dataset(data: Any, space: Space, argument: str) -> xr.Dataset:
@@ -477,7 +553,9 @@ def _as_dataset(data: Any, space: Space, argument: str) -> xr.Dataset:
                 got="a DataArray",
                 fix="pass a Dataset",
             )
-        data = data.to_dataset(name=next(iter(space.variables)))
+        # labels beside those of the dims are nobody's here, and may bear the variable's name
+        extra = [name for name in data.coords if name not in data.dims]
+        data = data.drop_vars(extra).to_dataset(name=next(iter(space.variables)))
     if not isinstance(data, xr.Dataset):
         raise InputError(
             argument,

@@ -276,12 +276,12 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor], network: 
 def _space(data: Any) -> Space:
     """The space, if its labels are numbers, dates or short strings and a state has a sane size."""
     total = 1
-    for labels in data["coords"].values():
-        if isinstance(labels, dict):
+    for _, size, labels in data["coords"]:
+        if labels is not None:
             dtype = np.dtype(str(labels["dtype"]))
             if dtype.kind not in "biufmMU" or dtype.itemsize * len(labels["values"]) > _MOST_VALUES:
                 raise ValueError(f"labels of dtype {dtype}")
-        total *= len(labels["values"]) if isinstance(labels, dict) else int(labels)
+        total *= int(size) if labels is None else len(labels["values"])
     if not 0 < total * len(data["variables"]) <= _MOST_VALUES:
         raise ValueError(f"states of {total} cells")
     return Space.from_dict(data)
