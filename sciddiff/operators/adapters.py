@@ -118,6 +118,12 @@ def from_pylops(operator: Any, domain: Space, codomain: Space, *, check: bool = 
 
     Raises:
         InputError: on a wrong shape, a wrong ``rmatvec``, or a complex map onto a real variable.
+
+    Example:
+        >>> import pylops
+        >>> slope = pylops.FirstDerivative(4, kind="forward")
+        >>> from_pylops(slope, Space({"t": 4}), Space({"t": 4})).apply(torch.tensor([[0.0, 1.0, 3.0, 3.0]]))
+        tensor([[1., 2., 0., 0.]])
     """
     return _columns(operator, domain, codomain, check)
 
@@ -134,6 +140,14 @@ def from_deepinv(physics: Any, domain: Space, codomain: Space) -> Operator:
 
     Raises:
         InputError: on an object without ``A``, results of another shape, or a wrong ``A_adjoint``.
+
+    Example:
+        >>> class Attenuation:                              # stands for a deepinv.physics.LinearPhysics
+        ...     def A(self, x): return 0.5 * x
+        ...     def A_adjoint(self, y): return 0.5 * y
+        >>> space = Space({"row": 2, "column": 2})
+        >>> from_deepinv(Attenuation(), space, space).apply(torch.ones(1, 2, 2)).tolist()
+        [[[0.5, 0.5], [0.5, 0.5]]]
     """
     _callable(getattr(physics, "A", None), "physics")
     inside = (len(domain.components), *domain.grid)
