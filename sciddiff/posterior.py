@@ -165,7 +165,7 @@ class Posterior:
         >>> prior = sd.GaussianPrior(space, sd.covariance.white((4,)))
         >>> operator = sd.operators.Points.at_indices(space, [[0], [2]])
         >>> posterior = prior.given([1.0, -1.0], operator, sd.noise.Gaussian(0.1))
-        >>> posterior.sample(8, seed=0)["x"].dims
+        >>> posterior.sample(8, seed=0)["u"].dims
         ('sample', 'x')
     """
 

@@ -102,7 +102,7 @@ def test_poisson_counts_have_the_law(rate):
 
 
 def test_correlated_draws_have_the_covariance():
-    noise, n = ALL["gaussian full"], 20000
+    noise, n = ALL["gaussian full"], 4000
     e = noise.sample(torch.zeros(n, *SHAPE, dtype=torch.float64), seed=0).reshape(n, 6).numpy()
     found = e.T @ e / n
     sd = np.sqrt((R**2 + np.outer(np.diag(R), np.diag(R))) / n)
@@ -110,7 +110,7 @@ def test_correlated_draws_have_the_covariance():
 
 
 def test_expectation_and_variance_are_those_of_the_draws(name):
-    noise, n = ALL[name], 20000
+    noise, n = ALL[name], 4000
     mean = torch.linspace(0.5, 4.0, 6, dtype=torch.float64).reshape(SHAPE)
     y = noise.sample(mean.expand(n, *SHAPE), seed=1).numpy()
     variance = noise.variance(mean[None])[0].numpy()
