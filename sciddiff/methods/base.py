@@ -139,14 +139,15 @@ class Run:
 
     def prior_draws(self, case: int, size: int) -> torch.Tensor:
         """Draws of the prior as an ensemble: exact where it can and no solver was asked for, else by the solver."""
+        exact, solver = not self.asked, (self.solver or DPMSolver()).with_steps(self.steps)
         out = []
         for part in chunks(size, self.prior.space.size, self.chunk):
             streams = Streams(self.seed, part, [case] * len(part), purpose="ensemble")
-            z = None if self.asked else self.prior.draw(streams)
+            z = self.prior.draw(streams) if exact else None
             if z is None:
-                z = integrate(self.prior, self.denoise, streams, self.solver, None, self.bar)
-            else:
-                self.notes["solver"] = "none: exact draws of the prior"
+                denoise = unconditional(self.prior, self.denoise, streams)
+                z = integrate(self.prior, denoise, streams, solver, None, self.bar)
+                self.notes["solver"] = repr(solver)
             out.append(z)
         return torch.cat(out)
 
@@ -164,11 +165,12 @@ class Run:
             "solver": "none",
             "prior": repr(self.prior),
             "seed": self.seed,
+            "cases": self.posterior.cases,
             "forwards": self.cost.forwards / total,
             "vjps": self.cost.vjps / total,
             "operator_calls": self.cost.operator_calls / total,
             "sciddiff": version("sciddiff"),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             **self.notes,
         }
 

@@ -120,7 +120,7 @@ def test_a_factor_of_two_in_r_or_in_the_denoising_covariance_would_be_noticed(
     else:
         wrong = Misscaled(posterior.prior, factor).given(seen.y[0], seen.operator, seen.noise)
     draws = wrong.sample(600, method=sd.MMPS(), solver=solver, seed=3)
-    with pytest.raises(AssertionError, match="is off|quantile"):
+    with pytest.raises(AssertionError, match=r"is off|quantile"):
         truth.agree(calibration.flat(posterior, draws))
     law = calibration.law_of_draws(wrong, sd.MMPS(), solver=solver)
     assert max(truth.error(law)) > 0.1
