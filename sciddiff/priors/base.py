@@ -263,6 +263,31 @@ class Prior(ABC):
 
         return sample_prior(self, n, seed=seed, solver=solver, steps=steps, chunk=chunk)
 
+    def log_prob(
+        self,
+        x: Any,
+        *,
+        sigma: float | None = None,
+        batch_dim: str | None = None,
+        rtol: float = 1e-6,
+        atol: float = 1e-6,
+        probes: int | None = None,
+        seed: int = 0,
+    ) -> xr.Dataset:
+        """Log density of states in physical units, in nats, with its standard error.
+
+        In closed form where the prior knows it, else along the probability flow; see
+        `sciddiff.solvers.likelihood.log_prob` for the arguments, the errors and what the density is of.
+
+        Returns:
+            `xarray.Dataset` with ``log_prob`` and ``standard_error``, dims ``(batch_dim,)`` or none.
+        """
+        from sciddiff.solvers.likelihood import log_prob
+
+        return log_prob(
+            self, x, sigma=sigma, batch_dim=batch_dim, rtol=rtol, atol=atol, probes=probes, seed=seed
+        )
+
     def given(
         self,
         y: Any,

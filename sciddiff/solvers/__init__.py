@@ -2,6 +2,8 @@
 
 from sciddiff.solvers.adaptive import Adaptive
 from sciddiff.solvers.base import Denoiser, Noiser, Progress, Solver, Step
+from sciddiff.solvers.inversion import generate, invert
+from sciddiff.solvers.likelihood import log_prob
 from sciddiff.solvers.moments import Moments, Spreading
 from sciddiff.solvers.ode import DPMSolver, Euler, Heun
 from sciddiff.solvers.schedules import VP, AlongPath, Cosine, Exponential, Flow, Karras, Schedule
@@ -28,4 +30,7 @@ __all__ = [
     "Solver",
     "Spreading",
     "Step",
+    "generate",
+    "invert",
+    "log_prob",
 ]

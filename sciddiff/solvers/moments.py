@@ -42,7 +42,7 @@ class Moments(Solver):
 
     Example:
         >>> import sciddiff as sd
-        >>> space = sd.Space({"x": 2})
+        >>> space = sd.Space({"point": 2})
         >>> prior = sd.GaussianPrior(space, sd.covariance.white((2,)))
         >>> prior.sample(3, seed=0, solver=Moments(steps=2))["x"].shape
         (3, 2)
