@@ -236,12 +236,14 @@ class Eigen(Covariance):
     Args:
         basis: the orthonormal basis ``B``.
         eigenvalues: non-negative, of the shape of the basis' coefficients; zeros are outside the range.
+        matrix: ``Sigma`` itself, ``(size, size)``, where its variances are of very different size: the
+            eigenvectors keep too few digits of the small ones to change the units by.
 
     Raises:
         InputError: on negative or non-finite eigenvalues or a wrong shape.
     """
 
-    def __init__(self, basis: Basis, eigenvalues: torch.Tensor) -> None:
+    def __init__(self, basis: Basis, eigenvalues: torch.Tensor, matrix: torch.Tensor | None = None) -> None:
         if tuple(eigenvalues.shape) != basis.coefficients:
             raise InputError(
                 "eigenvalues",
@@ -256,7 +258,7 @@ class Eigen(Covariance):
                 got=f"values from {eigenvalues.min()} to {eigenvalues.max()}",
                 fix="a covariance has no negative eigenvalue; check the matrix or the spectrum",
             )
-        self.basis, self.eigenvalues = basis, eigenvalues
+        self.basis, self.eigenvalues, self.matrix = basis, eigenvalues, matrix
         self.shape, self.white_shape = basis.shape, basis.coefficients
         positive = eigenvalues[eigenvalues > 0].double()
         self.rank, self.logdet = positive.numel(), float(positive.log().sum())
@@ -279,6 +281,8 @@ class Eigen(Covariance):
 
     def variance(self) -> torch.Tensor:
         """The diagonal of ``Sigma``."""
+        if self.matrix is not None:
+            return self.matrix.diagonal().reshape(self.shape)
         square = self.basis.square(self.eigenvalues)
         return super().variance() if square is None else square
 
@@ -410,7 +414,8 @@ def dense(matrix: Any, shape: Sequence[int] | None = None, *, tolerance: float =
         raise InputError(
             "matrix", expected="a symmetric matrix", got="an asymmetric one", fix="pass (S + S.T) / 2"
         )
-    eigenvalues, vectors = torch.linalg.eigh((values + values.T) / 2)
+    values = (values + values.T) / 2
+    eigenvalues, vectors = torch.linalg.eigh(values)
     top = float(eigenvalues[-1])
     if float(eigenvalues[0]) < -1e-8 * max(top, 0.0) or top < 0:
         raise InputError(
@@ -419,7 +424,10 @@ def dense(matrix: Any, shape: Sequence[int] | None = None, *, tolerance: float =
             got=f"a smallest eigenvalue of {float(eigenvalues[0]):.3g}",
             fix="check the covariance, or add a small multiple of the identity",
         )
-    return Eigen(Full(shape, vectors), torch.where(eigenvalues > tolerance * top, eigenvalues, 0.0))
+    variance = values.diagonal()
+    uneven = bool((variance < 1e-4 * variance.max()).any())
+    kept = torch.where(eigenvalues > tolerance * top, eigenvalues, 0.0)
+    return Eigen(Full(shape, vectors), kept, values if uneven else None)
 
 
 def kernel(function: Callable[[np.ndarray], np.ndarray], points: Any) -> Eigen:
@@ -572,6 +580,9 @@ def scaled(covariance: Covariance, scale: torch.Tensor) -> Covariance:
         if bool((scale == first).all()):
             values = scale if not isinstance(basis, Full) else scale.reshape(-1)
             return Eigen(basis, covariance.eigenvalues / values**2)
+        if covariance.matrix is not None:
+            units = scale.reshape(-1)
+            return dense(covariance.matrix / units[:, None] / units, covariance.shape)
     n = math.prod(covariance.shape)
     eye = torch.eye(n, dtype=torch.float64).reshape(n, *covariance.shape)
     return dense(_flat(covariance.apply(eye / scale) / scale, covariance.shape), covariance.shape)
@@ -709,7 +720,7 @@ class _Scaled(Covariance):
         # the pseudo-inverse of F F^T; T's columns are orthogonal unless the basis is oblique
         if isinstance(self.spectrum.basis, _Oblique):
             half = self.spectrum.basis.columns * self.weights.sqrt()
-            inverse = torch.linalg.pinv(half)
+            inverse: torch.Tensor = torch.linalg.pinv(half)
             return (_flat(x, self.shape) @ (inverse.T @ inverse).to(x)).reshape(x.shape)
         scale = self.weights if self.spectrum.frame is None else self.weights * self.spectrum.frame**2
         return self.spectrum.basis.synthesis(_reciprocal(scale).to(x) * self.spectrum.basis.analysis(x))
