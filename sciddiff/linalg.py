@@ -1,14 +1,14 @@
-"""Krylov solves for batches of symmetric systems, one per row, over all event dims at once."""
+"""Krylov solves for batches of symmetric systems, one per row, and linear maps that autograd cannot see through."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 
-__all__ = ["Solution", "cg"]
+__all__ = ["Solution", "cg", "linear_map"]
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
@@ -90,3 +90,54 @@ def cg(
             break
         before = rho
     return Solution(x, (rho / scale).sqrt(), negative, int(used.max()) if len(used) else 0)
+
+
+def linear_map(x: torch.Tensor, forward: Product, transposed: Product) -> torch.Tensor:
+    """``A x`` by two plain functions of detached tensors, ``A`` and ``A^T``, that autograd need not see through.
+
+    The derivative of ``x -> A x`` in direction ``v`` is ``A v`` and its VJP is ``A^T``, whose own VJP is ``A``
+    again. That is all that autograd needs, to any order, in forward mode and under `torch.func.vmap`.
+
+    Args:
+        x: a batch ``(rows, ...)``.
+        forward: ``A`` on any batch, also an empty one.
+        transposed: ``A^T``.
+
+    Example:
+        >>> x = torch.ones(1, 3, requires_grad=True)
+        >>> torch.autograd.grad(linear_map(x, lambda v: v.cumsum(1), lambda v: v.flip(1).cumsum(1).flip(1)).sum(), x)[0]
+        tensor([[3., 2., 1.]])
+    """
+    out: torch.Tensor = _Linear.apply(x, forward, transposed)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    """``forward(x)`` with VJP ``transposed``, whose VJP is ``forward``."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, forward: Product, transposed: Product) -> torch.Tensor:
+        return forward(x.detach())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.maps = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        forward, transposed = ctx.maps
+        return linear_map(grads[0], transposed, forward), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
+        forward, transposed = ctx.maps
+        return linear_map(tangents[0], forward, transposed)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: torch.Tensor, forward: Product, transposed: Product
+    ) -> tuple[torch.Tensor, int]:
+        assert in_dims[0] is not None  # vmap is entered only with a mapped argument, and x is the only tensor
+        x = x.movedim(in_dims[0], 0)
+        out = linear_map(x.flatten(0, 1), forward, transposed)
+        return out.reshape(*x.shape[:2], *out.shape[1:]), 0
