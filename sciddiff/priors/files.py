@@ -158,13 +158,13 @@ def read_tensors(path: Path, manifest: Any) -> dict[str, Tensor]:
         raise _damaged(path, f"no safetensors: {error}") from error
     if {name: [_name(t.dtype), list(t.shape)] for name, t in tensors.items()} != entries:
         raise _damaged(path, "other tensors than its .json says")
-    return tensors
+    # clones: views into the file lie anywhere in memory, and products of unaligned matrices round otherwise
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _text(document: Mapping[str, Any]) -> bytes:
     lines = [
-        f"{json.dumps(name)}: {json.dumps(document[name], sort_keys=True, allow_nan=False)}"
-        for name in sorted(document)
+        f"{json.dumps(name)}: {json.dumps(document[name], allow_nan=False)}" for name in sorted(document)
     ]
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 

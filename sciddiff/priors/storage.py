@@ -205,7 +205,8 @@ def _describe(covariance: Covariance, name: str, tensors: dict[str, Tensor], hal
     if isinstance(basis, Axes):
         matrices = {str(axis): matrix for axis, matrix in enumerate(basis.matrices)}
     elif isinstance(basis, Full):
-        matrices = {"columns": basis.columns}
+        # eigenvectors as rows: in memory as they came from eigh, so that products with them round the same
+        matrices = {"rows": basis.columns.T}
     elif not isinstance(basis, (Standard, Symmetric)):
         raise InputError(
             "prior", expected="a known basis", got=type(basis).__name__, fix="use covariance.dense"
@@ -309,7 +310,7 @@ def _basis(kind: str, name: str, tensors: Mapping[str, Tensor], shape: tuple[int
     if kind == "symmetric":
         return Symmetric(shape)
     if kind == "full":
-        columns = tensors[f"{name}.basis.columns"].double()
+        columns = tensors[f"{name}.basis.rows"].double().T
         _check_orthonormal(columns, math.prod(shape))
         return Full(shape, columns)
     if kind != "axes":
