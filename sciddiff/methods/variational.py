@@ -60,14 +60,17 @@ class GaussianVI(Method):
     Forward-backward steps in the Bures-Wasserstein geometry (FB-GVI, Diao et al. 2023, arXiv 2304.05398),
     preconditioned by the larger of the precision of ``q`` and the expected Hessian of ``V``: each direction is then solved
     in closed form where ``V`` is quadratic, and the covariance stays positive elsewhere. The Hessian comes
-    from gradients at the cubature points of ``q`` by Stein's identity; no derivative of the denoiser is taken.
+    by Stein's identity from gradients at points of ``q`` whose first three moments are exact; no derivative of the
+    denoiser is taken.
 
     Exact for Gaussian priors, linear operators and Gaussian noise with ``rank`` at least the number of data (up to
     the widening of the prior by ``sigma^2 C``). Elsewhere it is the best Gaussian of the family: one mode, and the
     prior's own covariance outside the subspace.
 
     Args:
-        rank: largest dimension of ``U``; two gradients and two denoiser calls per dimension and iteration.
+        rank: largest dimension of ``U``.
+        samples: pairs of points of ``q``, at least two for each dimension of ``U``; an iteration takes a gradient of the
+            likelihood and a denoiser call at each. The points are the same in all iterations.
         sigma: noise level of the prior's score; None takes sigma_min for exact priors (at least the fourth
             root of the precision of the dtype), 0.05 for others.
         step: of the forward-backward iteration, at most 1; halved where the gradient grows.
@@ -91,6 +94,7 @@ class GaussianVI(Method):
         "Salim, Adil}, booktitle={ICML}, year={2023}}"
     )
     rank: int = 64
+    samples: int = 64
     sigma: float | None = None
     step: float = 1.0
     iterations: int = 100
@@ -99,6 +103,7 @@ class GaussianVI(Method):
     def __post_init__(self) -> None:
         good = (
             self.rank >= 1
+            and self.samples >= 1
             and self.iterations >= 1
             and 0 < self.step <= 1
             and 0 < self.tol < 1
@@ -107,7 +112,7 @@ class GaussianVI(Method):
         if not good:
             raise InputError(
                 "rank",
-                expected="rank and iterations of at least 1, sigma > 0, 0 < step <= 1 and 0 < tol < 1",
+                expected="rank, samples and iterations of at least 1, sigma > 0, 0 < step <= 1 and 0 < tol < 1",
                 got=repr(self),
                 fix="leave them at their defaults",
             )
@@ -141,9 +146,9 @@ class GaussianVI(Method):
         factor = prior.gaussian_covariance(prior.sigma_max)
         assert factor is not None  # `misfit` has refused priors without one
         target = _Target(run, case, factor, self._level(run))
-        basis = target.subspace(self.rank)
+        basis, outer = target.subspace(self.rank)
         r = basis.shape[1]
-        points = _cubature(run, case, basis)
+        points = _points(run, case, basis, self.samples)
         mean = torch.zeros_like(basis[:, 0])
         k = torch.eye(r, dtype=basis.dtype, device=basis.device)
         step, before = self.step, math.inf
@@ -160,10 +165,10 @@ class GaussianVI(Method):
             metric = lam.clamp(min=1.0)
             pull = frame.T @ (basis.T @ average)
             outside = average - basis @ (basis.T @ average)
-            moved = float((pull**2 / metric).sum() + (outside**2).sum()) ** 0.5
+            moved = float((pull**2 / metric).sum() + (outside**2).sum() / outer) ** 0.5
             if moved > 2 * before and step > 1e-3:
                 step = step / 2
-            mean = mean - step * (basis @ (frame @ (pull / metric)) + outside)
+            mean = mean - step * (basis @ (frame @ (pull / metric)) + outside / outer)
             spread = _forward_backward(lam / metric, metric, step) / metric
             changed = float((spread - 1).abs().max())
             k = (frame * spread) @ frame.T
@@ -196,15 +201,20 @@ class _Target:
     def gradient(self, u: torch.Tensor) -> torch.Tensor:
         return self._rows(u, self._prior) - self._rows(u, self._likelihood)
 
-    def subspace(self, rank: int) -> torch.Tensor:
-        """Where the likelihood bends: the span of its centred gradients over the prior, ``(k, r)``."""
+    def subspace(self, rank: int) -> tuple[torch.Tensor, float]:
+        """Where the likelihood bends, ``U`` of ``(k, r)``, and how much ``V`` bends outside it.
+
+        The centred gradients over the prior are ``H u`` where the likelihood is quadratic with Hessian ``-H``.
+        """
         n = min(2 * rank + 8, 4 * self.size)
         white = _white(self.run, self.case, n, self.size, "variational subspace")
         g = self._rows(white, self._likelihood)
         _, s, vh = torch.linalg.svd(g - g.mean(0), full_matrices=False)
         kept = max(1, min(rank, int((s > 1e-8 * s[0]).sum())))
+        # the singular values of a white (n, k) matrix are at most sqrt(n) + sqrt(k)
+        left = float(s[kept]) / (math.sqrt(n) - math.sqrt(min(n - 1, kept))) if kept < len(s) else 0.0
         basis: torch.Tensor = vh[:kept].T.contiguous()
-        return basis
+        return basis, 1 + left
 
     def _prior(self, z: torch.Tensor) -> torch.Tensor:
         return self.run.prior.reference.solve(z - self.run.denoise(z, self.sigma)) / self.sigma**2
@@ -228,12 +238,19 @@ def _forward_backward(curvature: torch.Tensor, variance: torch.Tensor, step: flo
     return out
 
 
-def _cubature(run: Run, case: int, basis: torch.Tensor) -> torch.Tensor:
-    """White points ``(2 r, k)`` in pairs: ``+-sqrt(r)`` times an orthonormal frame in ``U``, noise outside it."""
+def _points(run: Run, case: int, basis: torch.Tensor, pairs: int) -> torch.Tensor:
+    """White points ``(2 pairs, k)`` in opposite pairs.
+
+    In ``U`` their covariance is exactly the identity, and with what is outside it exactly zero: Stein's identity
+    then gives the Hessian of a quadratic without sampling error.
+    """
     size, r = basis.shape
-    frame, _ = torch.linalg.qr(_white(run, case, r, r, "variational frame"))
-    noise = _white(run, case, r, size, "variational points")
-    half = math.sqrt(r) * frame @ basis.T + noise - (noise @ basis) @ basis.T
+    pairs = max(pairs, 2 * r)
+    inner = _white(run, case, pairs, r, "variational points in U")
+    inner = inner @ _power(inner.T @ inner / pairs, -0.5)
+    noise = _white(run, case, pairs, size, "variational points")
+    noise = (noise - inner @ (inner.T @ noise) / pairs) * math.sqrt(pairs / (pairs - r))
+    half = inner @ basis.T + noise - (noise @ basis) @ basis.T
     return torch.cat([half, -half])
 
 
