@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from sciddiff.errors import InputError
+from sciddiff.linalg import linear_map
 from sciddiff.spaces import Space
 
 __all__ = [
@@ -47,6 +48,8 @@ __all__ = [
 ]
 
 _DENSE_LIMIT = 8192
+_FACTORS = 128
+_Columns = Callable[[np.ndarray], np.ndarray]
 
 
 class Covariance(ABC):
@@ -301,8 +304,16 @@ class Precision(Covariance):
     def __init__(self, shape: Sequence[int], matrix: Any) -> None:
         import scipy.sparse as sp
 
-        self.shape = self.white_shape = tuple(shape)
-        self.matrix = sp.csc_matrix(matrix).astype(np.float64)
+        self.shape = self.white_shape = _shape(shape)
+        try:
+            self.matrix = sp.csc_matrix(matrix).astype(np.float64, casting="same_kind")
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "matrix",
+                expected="a sparse matrix of real numbers",
+                got=type(matrix).__name__,
+                fix="pass a scipy sparse matrix",
+            ) from error
         self.rank = self.matrix.shape[0]
         if self.matrix.shape != (math.prod(self.shape),) * 2:
             raise InputError(
@@ -311,6 +322,8 @@ class Precision(Covariance):
                 got=self.matrix.shape,
                 fix="one row per value of the state",
             )
+        if not np.isfinite(self.matrix.data).all():
+            raise InputError("matrix", expected="finite numbers", got="NaN or infinity", fix="remove them")
         if abs(self.matrix - self.matrix.T).max() > 1e-10 * abs(self.matrix).max():
             raise InputError(
                 "matrix",
@@ -331,34 +344,50 @@ class Precision(Covariance):
         self._upper = sp.csr_matrix(self._lu.L.T)
         self._lower = sp.csr_matrix(self._lu.L)
 
-    def _columns(self, x: torch.Tensor, function: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
-        columns = _flat(x, self.shape).reshape(-1, self.rank).T.double().cpu().numpy()
-        out = torch.from_numpy(np.ascontiguousarray(function(columns).T))
-        return out.to(x).reshape(x.shape)
-
     def solve(self, x: torch.Tensor) -> torch.Tensor:
         """``Q x``."""
-        return self._columns(x, lambda c: self.matrix @ c)
+        return self._rows(x, self.matrix.__matmul__, self.matrix.__matmul__)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """``Q^-1 x``."""
-        return self._columns(x, self._lu.solve)
+        return self._rows(x, self._lu.solve, self._lu.solve)
 
     def sqrt(self, z: torch.Tensor) -> torch.Tensor:
         """``P^T L^-T D^-1/2 z``."""
-        from scipy.sparse.linalg import spsolve_triangular
-
-        scale = self._pivots[:, None] ** -0.5
-        return self._columns(
-            z, lambda c: spsolve_triangular(self._upper, scale * c, lower=False)[self._lu.perm_c]
-        )
+        return self._rows(z, self._colour, self._whiten)
 
     def sqrt_adjoint(self, x: torch.Tensor) -> torch.Tensor:
         """``D^-1/2 L^-1 P x``."""
+        return self._rows(x, self._whiten, self._colour)
+
+    def _colour(self, columns: np.ndarray) -> np.ndarray:
         from scipy.sparse.linalg import spsolve_triangular
 
-        scale, order = self._pivots[:, None] ** -0.5, np.argsort(self._lu.perm_c)
-        return self._columns(x, lambda c: scale * spsolve_triangular(self._lower, c[order], lower=True))
+        scaled = self._pivots[:, None] ** -0.5 * columns
+        return np.asarray(spsolve_triangular(self._upper, scaled, lower=False)[self._lu.perm_c])
+
+    def _whiten(self, columns: np.ndarray) -> np.ndarray:
+        from scipy.sparse.linalg import spsolve_triangular
+
+        ordered = columns[np.argsort(self._lu.perm_c)]
+        return np.asarray(
+            self._pivots[:, None] ** -0.5 * spsolve_triangular(self._lower, ordered, lower=True)
+        )
+
+    def _rows(self, x: torch.Tensor, forward: _Columns, transposed: _Columns) -> torch.Tensor:
+        flat = _flat(x, self.shape).reshape(-1, self.rank)
+        return linear_map(flat, _by_columns(forward), _by_columns(transposed)).reshape(x.shape)
+
+
+def _by_columns(function: _Columns) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function of numpy columns as one of the rows of a tensor, in float64 on the CPU."""
+
+    def apply(rows: torch.Tensor) -> torch.Tensor:
+        if not len(rows):
+            return rows.clone()
+        return torch.from_numpy(np.ascontiguousarray(function(rows.T.double().cpu().numpy()).T)).to(rows)
+
+    return apply
 
 
 # -- makers ---------------------------------------------------------------------------------------
@@ -371,7 +400,19 @@ def white(shape: Sequence[int], variance: float = 1.0) -> Eigen:
         >>> white((2, 3)).rank
         6
     """
-    return Eigen(Standard(shape), torch.full(tuple(shape), float(variance), dtype=torch.float64))
+    if (
+        isinstance(variance, bool)
+        or not isinstance(variance, (int, float, np.number))
+        or not 0 <= variance < math.inf
+    ):
+        raise InputError(
+            "variance",
+            expected="a finite number of at least 0",
+            got=repr(variance),
+            fix="give one variance, or an array of them to diagonal()",
+        )
+    shape = _shape(shape)
+    return Eigen(Standard(shape), torch.full(shape, float(variance), dtype=torch.float64))
 
 
 def diagonal(variances: Any) -> Eigen:
@@ -382,6 +423,13 @@ def diagonal(variances: Any) -> Eigen:
         2
     """
     values = _float64(variances, "variances")
+    if values.ndim == 0 or values.numel() == 0 or bool((values < 0).any()):
+        raise InputError(
+            "variances",
+            expected="an array of variances of at least 0, of the shape of a state",
+            got=f"shape {tuple(values.shape)}, smallest {float(values.min()) if values.numel() else math.nan:.3g}",
+            fix="use white(shape, variance) for one number; a negative variance is an error upstream",
+        )
     return Eigen(Standard(tuple(values.shape)), values)
 
 
@@ -394,12 +442,12 @@ def dense(matrix: Any, shape: Sequence[int] | None = None, *, tolerance: float =
         InputError: if it is not square, symmetric and positive semi-definite, or has over 8192 rows.
     """
     values = _float64(matrix, "matrix")
-    n = values.shape[0] if values.ndim == 2 else -1
-    shape = (n,) if shape is None else tuple(shape)
-    if values.ndim != 2 or values.shape != (n, n) or n != math.prod(shape):
+    n = values.shape[0] if values.ndim == 2 else 0
+    shape = (n,) if shape is None else _shape(shape)
+    if values.ndim != 2 or n == 0 or values.shape != (n, n) or n != math.prod(shape):
         raise InputError(
             "matrix",
-            expected=f"a square matrix of {math.prod(shape)} rows",
+            expected=f"a square matrix of {math.prod(shape) or 'some'} rows",
             got=f"shape {tuple(values.shape)}",
             fix="one row and column per value of the state",
         )
@@ -438,9 +486,12 @@ def kernel(function: Callable[[np.ndarray], np.ndarray], points: Any) -> Eigen:
         (3,)
     """
     t = np.asarray(points)
-    if t.ndim != 1:
+    if t.ndim != 1 or t.size == 0 or t.dtype.kind not in "iufM" or not np.isfinite(t).all():
         raise InputError(
-            "points", expected="1-D points", got=f"shape {t.shape}", fix="pass one coordinate per value"
+            "points",
+            expected="1-D points, finite numbers or dates",
+            got=f"shape {t.shape} of dtype {t.dtype}",
+            fix="pass one coordinate per value",
         )
     t = (t - t[0]) / np.timedelta64(1, "D") if t.dtype.kind == "M" else t.astype(np.float64)
     return dense(function(np.abs(t[:, None] - t[None, :])))
@@ -463,9 +514,16 @@ def spectral(
         >>> spectral((4,), [0.0, 1.0, 1.0, 1.0], "neumann").rank      # zero mean
         3
     """
-    shape = tuple(shape)
+    shape = _shape(shape)
     if isinstance(boundary, str):
         boundary = [boundary] * (len(shape) if axes is None else axes)
+    if not 0 < len(boundary) <= len(shape) or axes not in (None, len(boundary)):
+        raise InputError(
+            "boundary",
+            expected=f"one boundary, or one for each of {axes or 'the last'} axes of shape {shape}",
+            got=f"{len(boundary)} of them, and axes={axes}",
+            fix="give as many as the grid has axes",
+        )
     matrices = [_modes(n, b) for n, b in zip(shape[len(shape) - len(boundary) :], boundary, strict=True)]
     values = _float64(eigenvalues, "eigenvalues")
     try:
@@ -508,12 +566,26 @@ def graph(space: Space, function: Callable[[np.ndarray], np.ndarray], *, dim: st
             fix="build it with Space({'node': n}, edges=...)",
         )
     n = space.sizes[dim]
+    if space.edges.size and space.edges.max() >= n:
+        raise InputError(
+            "space",
+            expected=f"edges between the {n} nodes of {dim!r}",
+            got=f"node number {int(space.edges.max())}",
+            fix="count the nodes from 0, or name the node dim",
+        )
     laplacian = np.zeros((n, n))
     for i, j in space.edges.T:
         laplacian[[i, j], [i, j]] += 1.0
         laplacian[[i, j], [j, i]] -= 1.0
     eigenvalues, vectors = np.linalg.eigh(laplacian)
-    values = torch.as_tensor(function(eigenvalues.clip(min=0.0)), dtype=torch.float64)
+    values = _float64(function(eigenvalues.clip(min=0.0)), "function")
+    if tuple(values.shape) not in ((), (n,)):
+        raise InputError(
+            "function",
+            expected=f"one variance for each of {n} eigenvalues",
+            got=f"shape {tuple(values.shape)}",
+            fix="let it act on an array value by value",
+        )
     basis = Axes(space.shape, [torch.from_numpy(vectors)])
     return Eigen(basis, torch.broadcast_to(values, space.shape).contiguous())
 
@@ -530,7 +602,11 @@ def centred(shape: Sequence[int], axis: int = -1) -> Eigen:
         >>> centred((3, 4)).rank
         9
     """
-    shape = tuple(shape)
+    shape = _shape(shape)
+    if not -len(shape) <= axis < len(shape):
+        raise InputError(
+            "axis", expected=f"an axis of shape {shape}", got=axis, fix="count from 0, or from -1 backwards"
+        )
     axis = axis % len(shape)
     matrices: list[torch.Tensor | None] = [None] * len(shape)
     matrices[axis] = _modes(shape[axis], "neumann")
@@ -546,7 +622,7 @@ def symmetric(shape: Sequence[int]) -> Eigen:
         >>> symmetric((4, 4)).rank
         10
     """
-    shape = tuple(shape)
+    shape = _shape(shape)
     if len(shape) < 2 or shape[-1] != shape[-2]:
         raise InputError(
             "shape", expected="square matrices on the last two axes", got=shape, fix="give (..., n, n)"
@@ -559,7 +635,22 @@ def scaled(covariance: Covariance, scale: torch.Tensor) -> Covariance:
 
     The basis is kept where ``S`` is constant along the axes that it mixes.
     """
-    scale = torch.broadcast_to(scale.double().cpu(), covariance.shape)
+    try:
+        scale = torch.broadcast_to(scale.double().cpu(), covariance.shape)
+    except RuntimeError as error:
+        raise InputError(
+            "scale",
+            expected=f"a shape broadcastable to {covariance.shape}",
+            got=tuple(scale.shape),
+            fix="give one unit for all values, or one each",
+        ) from error
+    if not bool(((scale > 0) & scale.isfinite()).all()):
+        raise InputError(
+            "scale",
+            expected="positive finite units",
+            got=f"values from {float(scale.min()):g} to {float(scale.max()):g}",
+            fix="leave out values that do not vary",
+        )
     if isinstance(covariance, Precision):
         import scipy.sparse as sp
 
@@ -748,6 +839,9 @@ class _Markov(Joint):
         import scipy.sparse as sp
 
         if variance not in self._cache:
+            # solvers that choose their own levels would fill the memory with factors
+            if len(self._cache) >= _FACTORS:
+                self._cache.pop(next(iter(self._cache)))
             eye = sp.identity(self.prior.rank, format="csc")
             self._cache[variance] = Precision(
                 self.prior.shape, self.prior.matrix + eye / (variance * self.variance)
@@ -867,7 +961,17 @@ def _level(covariance: Covariance) -> float | None:
 def _symmetric_lu(matrix: Any) -> Any:
     from scipy.sparse.linalg import splu
 
-    return splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    try:
+        return splu(
+            matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+        )
+    except RuntimeError as error:
+        raise InputError(
+            "matrix",
+            expected="a positive definite precision matrix",
+            got="a singular one",
+            fix="add a small multiple of the identity",
+        ) from error
 
 
 def _modes(n: int, boundary: str) -> torch.Tensor:
@@ -905,10 +1009,29 @@ def _flat(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return x.reshape(*x.shape[: x.ndim - len(shape)], math.prod(shape))
 
 
+def _shape(shape: Any) -> tuple[int, ...]:
+    """The shape of a state as a tuple of sizes of at least 1."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
+    if not sizes or not all(isinstance(n, (int, np.integer)) and n >= 1 for n in sizes):
+        raise InputError(
+            "shape", expected="a tuple of sizes of at least 1", got=repr(shape), fix="pass space.shape"
+        )
+    return tuple(int(n) for n in sizes)
+
+
 def _float64(values: Any, argument: str) -> torch.Tensor:
-    tensor = torch.as_tensor(
-        values if isinstance(values, torch.Tensor) else np.asarray(values, dtype=np.float64)
-    )
-    if not torch.isfinite(tensor).all():
+    """Finite real numbers as a float64 tensor on the CPU."""
+    try:
+        array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf" or isinstance(values, np.ma.MaskedArray):
+        raise InputError(
+            argument,
+            expected="real numbers",
+            got=f"{type(values).__name__} of dtype {array.dtype}",
+            fix="pass an array or a tensor of real numbers, without a mask",
+        )
+    if not np.isfinite(array).all():
         raise InputError(argument, expected="finite numbers", got="NaN or infinity", fix="remove them")
-    return tensor.to(torch.float64)
+    return torch.from_numpy(np.array(array, dtype=np.float64))
