@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import sparse, stats
 from torchdiffeq import odeint
 
 import sciddiff as sd
@@ -192,6 +192,18 @@ def test_adaptive_agrees_with_torchdiffeq_on_the_ode_in_sigma():
         errors.append(float((ours - exact).abs().max()))
         assert errors[-1] < 30 * tolerance  # the sum of the errors of some tens of steps
     assert errors[0] > errors[1] > errors[2]
+
+
+def test_a_markov_field_keeps_a_bounded_number_of_factors_however_many_levels_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("sciddiff.covariance._FACTORS", 5)
+    field = sd.covariance.precision(sparse.diags([-np.ones(5), 2.5 * np.ones(6), -np.ones(5)], [-1, 0, 1]))
+    prior = sd.GaussianPrior(sd.Space({"i": 6}), field)
+    kept = prior.sample(3, seed=0, solver=Heun(steps=20))
+    monkeypatch.undo()
+    assert len(prior.joint._cache) == 5
+    assert prior.sample(3, seed=0, solver=Heun(steps=20)).equals(kept)
 
 
 def test_adaptive_says_so_where_it_misses_the_tolerance():
