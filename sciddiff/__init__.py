@@ -7,16 +7,31 @@ from sciddiff.assimilation import forecast, impute
 from sciddiff.bench.catalog import problem
 from sciddiff.diagnostics import summary
 from sciddiff.draws import load, save, to_arviz
-from sciddiff.methods import MMPS, methods_for
+from sciddiff.methods import DPS, MMPS, DPSDenoiser, EnsembleKalman, GaussianVI, methods_for
 from sciddiff.posterior import Posterior
-from sciddiff.priors import GaussianPrior, Prior
+from sciddiff.priors import (
+    EmpiricalPrior,
+    GaussianMixturePrior,
+    GaussianPrior,
+    NeuralPrior,
+    Prior,
+    load_prior,
+)
 from sciddiff.spaces import Space, Variable
+from sciddiff.training import train
 
 __version__ = version("sciddiff")
 
 __all__ = [
+    "DPS",
     "MMPS",
+    "DPSDenoiser",
+    "EmpiricalPrior",
+    "EnsembleKalman",
+    "GaussianMixturePrior",
     "GaussianPrior",
+    "GaussianVI",
+    "NeuralPrior",
     "Posterior",
     "Prior",
     "Space",
@@ -25,6 +40,7 @@ __all__ = [
     "forecast",
     "impute",
     "load",
+    "load_prior",
     "methods_for",
     "noise",
     "operators",
@@ -34,4 +50,5 @@ __all__ = [
     "solvers",
     "summary",
     "to_arviz",
+    "train",
 ]

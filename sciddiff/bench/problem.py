@@ -59,7 +59,9 @@ class Problem:
     @property
     def posterior(self) -> Posterior:
         """The prior, given the observation."""
-        return self.prior.given(self.y, self.operator, self.noise, missing=self.missing, batch_dim=self.batch_dim)
+        return self.prior.given(
+            self.y, self.operator, self.noise, missing=self.missing, batch_dim=self.batch_dim
+        )
 
     def __repr__(self) -> str:
         return f"Problem({self.name}: {self.title})"

@@ -1,8 +1,19 @@
 """Priors: exact ones, and neural ones."""
 
 from sciddiff.priors.base import Normalisation, Prior
+from sciddiff.priors.empirical import EmpiricalPrior
 from sciddiff.priors.gaussian import GaussianPrior
+from sciddiff.priors.mixture import GaussianMixturePrior
 from sciddiff.priors.neural import NetworkPrior, NeuralPrior
 from sciddiff.priors.storage import load_prior
 
-__all__ = ["GaussianPrior", "NetworkPrior", "NeuralPrior", "Normalisation", "Prior", "load_prior"]
+__all__ = [
+    "EmpiricalPrior",
+    "GaussianMixturePrior",
+    "GaussianPrior",
+    "NetworkPrior",
+    "NeuralPrior",
+    "Normalisation",
+    "Prior",
+    "load_prior",
+]
