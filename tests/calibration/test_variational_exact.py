@@ -97,7 +97,7 @@ def test_heavy_tailed_noise_and_a_bent_operator_converge_to_a_stationary_gaussia
     space = sd.Space({"i": 3})
     prior = sd.GaussianPrior(space, sd.covariance.dense(calibration.random_covariance(3, 1)))
     bend = sd.operators.from_torch(lambda x: x + 0.2 * x.sin(), space, sd.Space({"j": 3}, "y"))
-    posterior = prior.given([0.5, -1.0, 2.0], bend, sd.noise.StudentT(0.5, 5.0))
+    posterior = prior.given([0.5, -1.0, 2.0], bend, sd.noise.StudentT(df=5, scale=0.5))
     found = fit(posterior, GaussianVI(samples=2000))
     unit = torch.eye(3, dtype=torch.float64)
     f = posterior.prior.normalisation.scale * found.factor.sqrt(unit).T
