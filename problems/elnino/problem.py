@@ -149,25 +149,25 @@ def cases(sst: xr.DataArray, starts: np.ndarray, hidden: slice) -> tuple[np.ndar
     return truth, y
 
 
-def draw(prior: Prior, y: np.ndarray, *, seed: int, progress: bool | None) -> xr.Dataset:
+def draw(prior: Prior, y: np.ndarray, samples: int, *, seed: int, progress: bool | None) -> xr.Dataset:
     """Posterior draws of many windows of anomalies at once, dims ("sample", "case", "time")."""
     at = of_anomalies(prior)
     posterior = at.given(y, Identity(at.space), sd.noise.Gaussian(NOISE_SD), missing="mask", batch_dim="case")
-    return posterior.sample(SAMPLES, method=sd.MMPS(), seed=seed, progress=progress)
+    return posterior.sample(samples, method=sd.MMPS(), seed=seed, progress=progress)
 
 
 def forecasts(
-    prior: Prior, sst: xr.DataArray, *, seed: int = 0, progress: bool | None = None
+    prior: Prior, sst: xr.DataArray, *, samples: int = SAMPLES, seed: int = 0, progress: bool | None = None
 ) -> xr.DataArray:
     """Draws of temperature from every origin, dims ("sample", "origin", "lead"), dated as the baselines are."""
     frame = baselines.climatology(sst, train_end=TRAIN_END, origins=ORIGINS)
     index = sst.indexes["time"].get_indexer(pd.DatetimeIndex(frame["origin"].values))
     _, y = cases(sst, index - (WINDOW - HORIZON), slice(WINDOW - HORIZON, None))
-    drawn = draw(prior, y, seed=seed, progress=progress)
+    drawn = draw(prior, y, samples, seed=seed, progress=progress)
     season = anomalies(sst)[1]
     mean = season[frame["valid_time"].dt.month.values - 1]
     values = drawn["sst"].values[:, :, WINDOW - HORIZON :] + mean
-    out = frame["mean"].expand_dims(sample=SAMPLES).copy(data=values).rename("sst")
+    out = frame["mean"].expand_dims(sample=samples).copy(data=values).rename("sst")
     out.attrs = {"units": "degC", "long_name": "sea-surface temperature"}
     out.encoding["run"] = drawn.attrs
     return out
@@ -195,7 +195,7 @@ def gaps(prior: Prior, sst: xr.DataArray, *, seed: int = 0) -> dict[str, float]:
     first = int(sst.indexes["time"].get_loc(pd.Timestamp(ORIGINS[0])))
     starts = np.arange(first, sst.sizes["time"] - WINDOW + 1)
     truth, y = cases(sst, starts, GAP)
-    drawn = draw(prior, y, seed=seed, progress=False)["sst"].isel(time=GAP)
+    drawn = draw(prior, y, SAMPLES, seed=seed, progress=False)["sst"].isel(time=GAP)
     seen = drawn.isel(sample=0, drop=True).copy(data=truth[:, GAP])
     low, high = (drawn.quantile(q, "sample") for q in (0.05, 0.95))
     return {

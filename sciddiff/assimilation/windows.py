@@ -158,15 +158,16 @@ def _window_length(prior: Prior) -> int:
     return len(labels)
 
 
-def _frequency(prior: Prior) -> str:
+def _frequency(prior: Prior) -> Any:
+    """The step of the prior's dates, as a pandas offset."""
     import pandas as pd
 
-    found = pd.infer_freq(pd.DatetimeIndex(prior.space.coords["time"]))
-    if found is None:
+    step = pd.DatetimeIndex(prior.space.coords["time"], freq="infer").freq
+    if step is None:
         raise InputError(
             "prior", expected="a window of regular dates", got="irregular ones", fix="use prior.given instead"
         )
-    return str(found)
+    return step
 
 
 def _dates(origin: pd.Timestamp, prior: Prior, *, before: int, after: int) -> pd.DatetimeIndex:
@@ -179,7 +180,7 @@ def _dates(origin: pd.Timestamp, prior: Prior, *, before: int, after: int) -> pd
     if past[-1] != origin or ahead[0] != origin:
         raise InputError(
             "history",
-            expected=f"dates on the prior's grid (frequency {frequency!r})",
+            expected=f"dates on the prior's grid (frequency {frequency})",
             got=f"{origin}",
             fix="resample the series to the prior's dates",
         )
@@ -216,7 +217,10 @@ def _series(prior: Prior, data: Any, argument: str) -> pd.DataFrame:
         )
     if [str(c) for c in data.columns] != names:
         raise InputError(
-            argument, expected=f"variables {names}", got=[str(c) for c in data.columns], fix="rename or select"
+            argument,
+            expected=f"variables {names}",
+            got=[str(c) for c in data.columns],
+            fix="rename or select",
         )
     if data.index.tz is not None or not data.index.is_monotonic_increasing or not data.index.is_unique:
         raise InputError(
@@ -226,7 +230,9 @@ def _series(prior: Prior, data: Any, argument: str) -> pd.DataFrame:
             fix="use sort_index(), tz_localize(None), and drop or average repeated dates",
         )
     if len(data) == 0 or not bool(data.notna().to_numpy().any()):
-        raise InputError(argument, expected="a series with values", got="no value", fix="pass a fuller series")
+        raise InputError(
+            argument, expected="a series with values", got="no value", fix="pass a fuller series"
+        )
     return data
 
 

@@ -57,7 +57,7 @@ def save_prior(prior: Prior, path: str | PathLike[str], *, half: bool = False) -
         ...     load_prior(f"{folder}/mine")
         GaussianPrior(Space(x on (i: 3)), sigma 0.002 to 20, float64)
     """
-    from sciddiff import __version__
+    from importlib.metadata import version
 
     if not isinstance(prior, (NeuralPrior, GaussianPrior)):
         raise InputError(
@@ -81,7 +81,7 @@ def save_prior(prior: Prior, path: str | PathLike[str], *, half: bool = False) -
     document |= {
         "format": _FORMAT,
         "version": _VERSION,
-        "sciddiff": __version__,
+        "sciddiff": version("sciddiff"),
         "space": prior.space.to_dict(),
         "dtype": "float32" if half and document["kind"] == "neural" else _show(prior.dtype),
         "sigma_min": prior.sigma_min,
@@ -117,7 +117,8 @@ def load_prior(
     tensors = read_tensors(numbers, document.get("tensors"))
     try:
         _check_numbers(tensors)
-        prior = _build(document, tensors, network)
+        with torch.inference_mode(False):  # weights made under it could never take part in a gradient
+            prior = _build(document, tensors, network)
     except SciddiffError as error:
         if network is not None or isinstance(error, _NetworkError):
             raise

@@ -1,0 +1,87 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import sciddiff as sd
+from sciddiff.bench.catalog import dataset, definition
+
+elnino = definition("elnino")
+SAMPLES = 60
+
+
+@pytest.fixture(scope="module")
+def sst():
+    return dataset("elnino").load()["sst"]
+
+
+@pytest.fixture(scope="module")
+def priors(sst):
+    season = elnino.anomalies(sst)[1]
+    return {
+        "gaussian": elnino.in_degrees(elnino.gaussian(sst), season),
+        "network": sd.load_prior(elnino.HERE / "prior"),
+    }
+
+
+@pytest.fixture(scope="module")
+def scored(sst, priors):
+    draws = {name: elnino.forecasts(p, sst, samples=SAMPLES) for name, p in priors.items()}
+    return draws, {name: elnino.verify(d, sst) for name, d in draws.items()}
+
+
+def test_draws_of_the_gaussian_prior_are_its_closed_form_forecasts(sst, priors, scored):
+    prior = elnino.of_anomalies(priors["gaussian"])
+    k = prior.law.apply(torch.eye(24, dtype=torch.float64)).numpy()
+    k = k * float(prior.normalisation.scale) ** 2
+    h = elnino.WINDOW - elnino.HORIZON
+    gain = k[h:, :h] @ np.linalg.inv(k[:h, :h] + elnino.NOISE_SD**2 * np.eye(h))
+    spread = np.sqrt(np.diag(k[h:, h:] - gain @ k[:h, h:]))
+    draws = scored[0]["gaussian"]
+    n = draws.sizes["sample"] * draws.sizes["origin"]
+    ratio = draws.var("sample", ddof=1).mean("origin").values / spread**2
+    assert np.abs(ratio - 1).max() < 4.5 * np.sqrt(2 / n)
+    a, season = elnino.anomalies(sst)
+    index = sst.indexes["time"].get_indexer(pd.DatetimeIndex(draws["origin"].values))
+    exact = a[index[:, None] + np.arange(-h, 0)] @ gain.T + season[draws["valid_time"].dt.month.values - 1]
+    z = (draws.mean("sample").values - exact) / spread * np.sqrt(draws.sizes["sample"])
+    assert abs((z**2).mean() - 1) < 4.5 * np.sqrt(2 * 12 / z.size)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "network"])
+def test_forecasts_are_as_good_as_an_ar3_and_no_worse_than_climatology(sst, scored, name):
+    reference = elnino.baselines.verify(elnino.baselines.autoregression(sst), sst)
+    for lead in (1, 3, 6):
+        ratio, _ = elnino.compared(scored[1][name], reference, lead)
+        assert ratio < 1.03
+    assert float(scored[1][name]["crps"].sel(lead=12).mean()) < 1.03 * 0.636
+
+
+@pytest.mark.parametrize("name", ["gaussian", "network"])
+def test_coverage_is_within_two_standard_errors_of_the_fitted_gaussians_closed_form(scored, name):
+    covered = scored[1][name]["covered"]
+    error = elnino.baselines.block_means(covered).std("draw")
+    # 60 draws give intervals that hold (60 - 1)/(60 + 1) of 0.9 of an exact posterior's mass on average
+    for lead, exact in ((1, 0.88), (3, 0.82), (6, 0.89), (12, 0.90)):
+        assert abs(float(covered.sel(lead=lead).mean()) - exact) < 2 * float(error.sel(lead=lead)) + 0.03
+
+
+def test_the_shipped_prior_forecasts_dated_temperatures(sst, priors):
+    history = sst.sel(time=slice("2008-06", "2009-12")).to_series()
+    history.iloc[4] = np.nan
+    ahead = sd.forecast(priors["network"], history, horizon=12, samples=50, seed=0)
+    assert ahead["sst"].attrs["units"] == "degC" and ahead["lead"].values.tolist() == list(range(1, 13))
+    assert pd.Timestamp(ahead["time"].values[0]) == pd.Timestamp("2010-01-01")
+    seen = sst.sel(time=ahead["time"])
+    assert float(abs(ahead["sst"].mean("sample") - seen).max()) < 3
+
+
+def test_a_gap_is_filled_between_its_ends(sst, priors):
+    series = sst.sel(time=slice("2004-01", "2005-12")).to_series()
+    holed = series.copy()
+    holed.iloc[9:15] = np.nan
+    filled = sd.impute(priors["gaussian"], holed, samples=100, seed=0)["sst"]
+    kept = np.setdiff1d(np.arange(24), np.arange(9, 15))
+    assert np.abs(filled.mean("sample").values[kept] - series.values[kept]).max() < 0.05
+    assert np.abs(filled.mean("sample").values - series.values).max() < 2
+    assert filled.std("sample").values[9:15].min() > 0.2
