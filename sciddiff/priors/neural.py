@@ -245,9 +245,10 @@ class NeuralPrior(Prior):
         return other
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """See `Prior.to`; the network is copied."""
+        """See `Prior.to`; the network is copied unless it stays as it is."""
         other = super().to(device, dtype)
-        other.network = copy.deepcopy(self.network).to(other.device, other.dtype)
+        if (other.device, other.dtype) != (self.device, self.dtype):
+            other.network = copy.deepcopy(self.network).to(other.device, other.dtype)
         return other
 
 
@@ -342,9 +343,9 @@ class NetworkPrior(Prior):
         return _column(a, z) * z + _column(b, z) * out
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """See `Prior.to`; a network with parameters is copied."""
+        """See `Prior.to`; a module is copied unless it stays as it is."""
         other = super().to(device, dtype)
-        if isinstance(self.network, nn.Module):
+        if isinstance(self.network, nn.Module) and (other.device, other.dtype) != (self.device, self.dtype):
             other.network = copy.deepcopy(self.network).to(other.device, other.dtype)
         return other
 

@@ -114,18 +114,23 @@ def load_prior(
     """
     numbers, text = _files(path)
     document = read_document(text, _FORMAT, _VERSION)
-    tensors = read_tensors(numbers, document.get("tensors"))
+    with torch.inference_mode(False):  # what is made under it could never take part in a gradient
+        return _load(text, document, read_tensors(numbers, document.get("tensors")), network).to(device)
+
+
+def _load(
+    text: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor], network: nn.Module | None
+) -> Prior:
+    """The prior, or the one error that says that the file makes none."""
     try:
         _check_numbers(tensors)
-        with torch.inference_mode(False):  # weights made under it could never take part in a gradient
-            prior = _build(document, tensors, network)
+        return _build(document, tensors, network)
     except SciddiffError as error:
         if network is not None or isinstance(error, _NetworkError):
             raise
         raise _unusable(text, error) from error
     except Exception as error:  # whatever a forged file provokes; nothing has been computed with it
         raise _unusable(text, error) from error
-    return prior.to(device) if torch.device(device) != prior.device else prior
 
 
 class _NetworkError(InputError):

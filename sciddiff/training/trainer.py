@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, final
@@ -151,27 +152,31 @@ def train(
         log_every=max(1, steps // 100) if log_every is None else log_every,
     )
     plan.check(validation is not None)
-    states = source(data, space, batch_dim, batch, plan.seed)
-    held_out = None if validation is None else source(validation, space, batch_dim, batch, plan.seed).sample
-    untrained = _untrained(
-        _augmented(states.sample, augment, plan.seed, "fit", 0),
-        space,
-        network=network,
-        settings=settings,
-        gaussian=gaussian,
-        reference=reference,
-        levels=(sigma_min, sigma_max),
-        season=None if season is None else torch.as_tensor(np.asarray(season), dtype=torch.float64),
-        seed=plan.seed,
-        dtype=dtype,
-        device=torch.device(device),
-    )
-    law = Levels(untrained.sigma_min, untrained.sigma_max, None if sigmas == "log-uniform" else _pair(sigmas))
-    run = Training(untrained, plan, law, states, held_out, augment, None if out is None else Path(out))
+    # also where the caller works under no_grad or inference_mode
     with torch.inference_mode(False), torch.enable_grad():
+        states = source(data, space, batch_dim, batch, plan.seed)
+        held_out = (
+            None if validation is None else source(validation, space, batch_dim, batch, plan.seed).sample
+        )
+        untrained = _untrained(
+            _augmented(states.sample, augment, plan.seed, "fit", 0),
+            space,
+            network=network,
+            settings=settings,
+            gaussian=gaussian,
+            reference=reference,
+            levels=(sigma_min, sigma_max),
+            season=None if season is None else torch.as_tensor(np.asarray(season), dtype=torch.float64),
+            seed=plan.seed,
+            dtype=dtype,
+            device=torch.device(device),
+        )
+        normal = None if sigmas == "log-uniform" else _pair(sigmas)
+        law = Levels(untrained.sigma_min, untrained.sigma_max, normal)
+        run = Training(untrained, plan, law, states, held_out, augment, None if out is None else Path(out))
         run.begin(resume)
         run.go(progress)
-    return run.prior()
+        return run.prior()
 
 
 @final
@@ -248,6 +253,8 @@ class Training:
         self.network = untrained.network.train()
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.best: nn.Module | None = None
+        self.parameters = list(zip(self.average.parameters(), self.network.parameters(), strict=True))
+        self.buffers = list(zip(self.average.buffers(), self.network.buffers(), strict=True))
         self.optimiser = torch.optim.AdamW(
             [p for p in self.network.parameters() if p.requires_grad],
             lr=plan.learning_rate,
@@ -296,9 +303,9 @@ class Training:
         self.tally(sigma, loss.detach())
         with torch.no_grad():
             share = self.plan.share(self.step)
-            for average, parameter in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            for average, parameter in self.parameters:
                 average.lerp_(parameter, share)
-            for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            for kept, buffer in self.buffers:
                 kept.copy_(buffer)
 
     def normal(self, x: Tensor) -> Tensor:
@@ -361,7 +368,7 @@ class Training:
         found = load_checkpoint(self.folder)
         if found is None:
             return
-        check_same_run(self.folder, self.identity(), found.record["identity"])
+        check_same_run(self.folder, self.identity, found.record["identity"])
         self.network.load_state_dict(weights(found.tensors, "network"))
         self.average.load_state_dict(weights(found.tensors, "average"))
         if best := weights(found.tensors, "best"):
@@ -377,13 +384,14 @@ class Training:
         nets = {"network": self.network, "average": self.average}
         nets |= {} if self.best is None else {"best": self.best}
         record = {
-            "identity": self.identity(),
+            "identity": self.identity,
             "history": self.history,
             "window": self.window.tolist(),
             "lowest": self.lowest if math.isfinite(self.lowest) else None,
         }
         save_checkpoint(folder, Checkpoint(self.step, flatten(nets, self.optimiser), record))
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a run to go on."""
         prior = self.untrained
