@@ -92,6 +92,9 @@ class Covariance(ABC):
             out.append((self.sqrt_adjoint(unit.reshape(-1, *self.shape)) ** 2).flatten(1).sum(1))
         return torch.cat(out).reshape(self.shape)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape {tuple(self.shape)}, rank {self.rank})"
+
 
 class Basis(ABC):
     """An orthonormal set of states: `analysis` gives coefficients ``B^T x``, `synthesis` is ``B c``."""

@@ -12,6 +12,7 @@ import torch
 
 from sciddiff.draws import diagnose, report
 from sciddiff.errors import InputError, MethodError
+from sciddiff.html import card
 from sciddiff.noise import Gaussian, Noise
 from sciddiff.operators.base import LinearOperator, Operator
 from sciddiff.priors.base import Prior
@@ -51,6 +52,11 @@ class Observation:
         """``y - mean``, 0 where missing."""
         r = self.y[cases] - mean
         return r if self.mask is None else torch.where(self.mask[cases], r, 0.0)
+
+    def __repr__(self) -> str:
+        total = self.y.numel()
+        seen = total if self.mask is None else f"{int(self.mask.sum())} of {total}"
+        return f"{seen} values by {self.operator.name} with {self.noise!r}"
 
 
 @final
@@ -177,6 +183,20 @@ class Posterior:
     ) -> None:
         self.prior, self.observations, self.batch = prior, observations, batch
         self._linear: LinearGaussian | None = None
+
+    def __repr__(self) -> str:
+        of = "" if self.batch is None else f", {self.cases} cases along {self.batch[0]!r}"
+        seen = " and ".join(map(repr, self.observations)) or "nothing"
+        return f"Posterior({type(self.prior).__name__} on {self.prior.space} given {seen}{of})"
+
+    def _repr_html_(self) -> str:
+        rows: dict[str, object] = {"prior": self.prior}
+        for i, o in enumerate(self.observations, 1):
+            number = f" {i}" if len(self.observations) > 1 else ""
+            rows |= {f"observation{number}": repr(o), f"operator{number}": o.operator}
+        if self.batch is not None:
+            rows["cases"] = f"{self.cases} along {self.batch[0]!r}"
+        return card("Posterior", rows)
 
     @property
     def cases(self) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sciddiff.errors import InputError
+from sciddiff.html import card
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -412,11 +413,15 @@ class Space:
         return f"Space({names} on ({sizes}))"
 
     def _repr_html_(self) -> str:
-        """The labels without values, as xarray shows them."""
-        import xarray as xr
-
-        empty = xr.Dataset(coords={d: (d, c) for d, c in self.coords.items()})
-        return f"<pre>{self!r}</pre>{empty._repr_html_()}"
+        rows = {
+            n: f"({', '.join(v.dims)}){f' in {v.units}' if v.units else ''}{', complex' if v.complex else ''}"
+            for n, v in self.variables.items()
+        }
+        for dim, n in self.sizes.items():
+            rows[dim] = _brief(self.coords[dim]) if dim in self.coords else f"{n} without labels"
+        if self.edges is not None:
+            rows["edges of the graph"] = str(self.edges.shape[1])
+        return card("Space", {**rows, "shape of a state": _show(self.shape)})
 
 
 def _stored(labels: np.ndarray | None) -> dict[str, Any] | None:

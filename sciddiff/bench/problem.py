@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
+from sciddiff.html import card
+
 if TYPE_CHECKING:
     import matplotlib.figure
     import xarray as xr
@@ -65,6 +67,16 @@ class Problem:
 
     def __repr__(self) -> str:
         return f"Problem({self.name}: {self.title})"
+
+    def _repr_html_(self) -> str:
+        parts = {"prior": self.prior, "operator": self.operator, "noise": self.noise}
+        data = {
+            "truth": self.truth,
+            "y": self.y,
+            **{f"reference {k}": v for k, v in (self.reference or {}).items()},
+        }
+        sizes = {name: f"{', '.join(map(str, d.data_vars))} on {dict(d.sizes)}" for name, d in data.items()}
+        return card(f"Problem {self.name}: {self.title}", {**parts, **sizes})
 
 
 @final

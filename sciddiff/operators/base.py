@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 
 from sciddiff.errors import InputError
+from sciddiff.html import card
 from sciddiff.spaces import Space
 
 if TYPE_CHECKING:
@@ -96,8 +97,24 @@ class Operator(ABC):
         """``(A @ B)(x) = A(B(x))``."""
         return compose(self, inner)
 
+    @property
+    def name(self) -> str:
+        """What it is, in a word: its class, or the parts of a chain."""
+        return type(self).__name__.lstrip("_")
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.domain} -> {self.codomain})"
+        return f"{self.name}({self.domain} -> {self.codomain})"
+
+    def _repr_html_(self) -> str:
+        kind = "linear" if self.linear else "not linear"
+        return card(
+            self.name,
+            {
+                "domain": self.domain,
+                "codomain": self.codomain,
+                "kind": f"{kind}, {'differentiable' if self.differentiable else 'without derivatives'}",
+            },
+        )
 
 
 class LinearOperator(Operator):
@@ -124,6 +141,11 @@ class _Chain(Operator):
         self.domain, self.codomain = inner.domain, outer.codomain
         self.differentiable = outer.differentiable and inner.differentiable
 
+    @property
+    def name(self) -> str:
+        """``outer @ inner``."""
+        return f"{self.outer.name} @ {self.inner.name}"
+
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """``outer(inner(x))``."""
         return self.outer.apply(self.inner.apply(x))
@@ -137,6 +159,11 @@ class _LinearChain(LinearOperator):
         self.outer, self.inner = outer, inner
         self.domain, self.codomain = inner.domain, outer.codomain
         self.differentiable = outer.differentiable and inner.differentiable
+
+    @property
+    def name(self) -> str:
+        """``outer @ inner``."""
+        return f"{self.outer.name} @ {self.inner.name}"
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """``outer(inner(x))``."""

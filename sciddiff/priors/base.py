@@ -18,6 +18,7 @@ import torch
 
 from sciddiff.covariance import Covariance
 from sciddiff.errors import InputError
+from sciddiff.html import card
 from sciddiff.random import Streams
 from sciddiff.spaces import Space
 
@@ -315,6 +316,18 @@ class Prior(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.space}, sigma {self.sigma_min:.3g} to {self.sigma_max:.3g}, {str(self.dtype).removeprefix('torch.')})"
+
+    def _repr_html_(self) -> str:
+        units = self.normalisation
+        parts = {
+            "space": self.space,
+            "denoiser": "exact" if self.exact else "learned",
+            "noise levels": f"{self.sigma_min:.3g} to {self.sigma_max:.3g}, in units of the scale",
+            "scale": " to ".join(dict.fromkeys(f"{v:.3g}" for v in (units.scale.min(), units.scale.max()))),
+            "reference noise": self.reference,
+            "states": f"{str(self.dtype).removeprefix('torch.')} on {self.device}",
+        }
+        return card(type(self).__name__, parts)
 
 
 def sigma_range(
