@@ -22,7 +22,7 @@ from sciddiff.spaces import Space
 
 __all__ = ["Source", "Stream", "Table", "source"]
 
-_FIT_STATES = 8192
+_FIT_STATES, _FIT_VALUES = 8192, 2**26
 
 
 class Source(ABC):
@@ -91,7 +91,8 @@ class Stream(Source):
         first: list[Tensor] = []
         for item in batches:
             first.append(self.read(item))
-            if sum(map(len, first)) >= _FIT_STATES:
+            states = sum(map(len, first))
+            if states >= 2 and (states >= _FIT_STATES or states * space.size >= _FIT_VALUES):
                 break
         if not first:
             raise InputError("data", expected="batches of states", got="an empty iterable", fix="pass data")

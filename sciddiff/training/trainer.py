@@ -89,7 +89,7 @@ def train(
 
     Args:
         data: states in physical units along ``batch_dim``: xarray, numpy, torch ``(n, *shape)``; or an iterable
-            of such batches, of which the first 8192 states are used for the fit of the Gaussian.
+            of such batches, of which the first 8192 states (at most 512 MB) are used for the fit of the Gaussian.
         space: the states.
         network: "unet" for grids, "mlp" for up to a few hundred numbers, or a module ``F(x, time)``, of which a
             copy is trained, see `NeuralPrior` (a prior's ``network`` goes on from there).
@@ -443,7 +443,7 @@ def _untrained(
     fitted = _fit_gaussian(states, space, gaussian, reference)
     units = Normalisation.fit(states, space) if fitted is None else fitted.normalisation
     noise = (white(space.shape) if reference is None else reference) if fitted is None else fitted.reference
-    sample = units.normal(states[:: -(-len(states) // _DENSE_LIMIT)])
+    sample = units.normal(states[:: -(-len(states) // max(2, min(4096, 2**26 // space.size)))])
     inputs = (1 if fitted is None else 2) * (len(space.components) if space.homogeneous else 1)
     net = _network(network, settings, space, inputs, seed)
     return NeuralPrior(

@@ -18,6 +18,7 @@ from sciddiff.priors.neural import OnGaussian, Plain, largest_eigenvalue
 from sciddiff.random import Streams
 from sciddiff.solvers import DPMSolver
 from sciddiff.spaces import Space, Variable
+from sciddiff.training.objective import losses
 
 FLOAT = torch.float64
 SIGMAS = torch.tensor([0.01, 0.3, 1.0, 7.0], dtype=FLOAT)
@@ -99,16 +100,59 @@ def test_the_network_sees_channels_of_variance_one(name: str):
         assert ((channels.mean(0) - 1).abs() < 5 * spread).all()
 
 
-def test_without_a_gaussian_the_preconditioning_is_edm_s():
+@pytest.mark.parametrize("variance", [1.0, 4.0])
+def test_without_a_gaussian_the_preconditioning_is_edm_s(variance: float):
     space = Space({"i": 5})
-    s2 = SIGMAS**2
-    plain = Plain(space, white((5,)))
+    s2 = variance * SIGMAS**2
+    plain = Plain(space, white((5,), variance))
     z = normal(1, 4, 5)
     skip, seen = plain.split(z, SIGMAS)
     # table 1 of Karras et al. with sigma_data = 1
     torch.testing.assert_close(skip, z / (1 + s2)[:, None])
     torch.testing.assert_close(seen[:, 0], z / (1 + s2).sqrt()[:, None])
-    torch.testing.assert_close(plain.c_out(SIGMAS), SIGMAS / (1 + s2).sqrt())
+    torch.testing.assert_close(plain.c_out(SIGMAS), (s2 / (1 + s2)).sqrt())
+
+
+def test_the_denoiser_is_the_skip_path_plus_c_out_times_the_network():
+    class Shown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones((), dtype=FLOAT))
+
+        def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            return self.gain * x + time[:, None, None]
+
+    for gaussian in (gaussians()["dense noise"], None):
+        prior = (
+            NeuralPrior(Shown(), Space({"i": 6}), UNIT, largest=1.0)
+            if gaussian is None
+            else NeuralPrior(Shown(), gaussian.space, gaussian=gaussian)
+        )
+        z = normal(1, 4, 6)
+        skip, seen = prior.preconditioning.split(z, SIGMAS)
+        network = seen[:, 0] + torch.log(SIGMAS)[:, None] / 4
+        expected = skip + prior.preconditioning.c_out(SIGMAS)[:, None] * network
+        torch.testing.assert_close(prior.denoise(z, SIGMAS), expected)
+
+
+def test_the_denoiser_follows_the_device():
+    for gaussian in (gaussians()["dense noise"], gaussians()["projector"], None):
+        net = MLP(features=12 if gaussian else 6, width=8, depth=1)
+        prior = (
+            NeuralPrior(net, gaussian.space, gaussian=gaussian)
+            if gaussian
+            else NeuralPrior(net, Space({"i": 6}), UNIT, largest=1.0)
+        )
+        # the meta device refuses to meet tensors of the CPU, as an accelerator does
+        there, z = prior.to("meta"), torch.zeros(4, 6, device="meta")
+        for sigma in (0.5, SIGMAS):
+            assert there.denoise(z, sigma).device == z.device
+        assert there.normalisation.physical(z).device == z.device
+        assert there.noise(Streams(0, range(2), purpose="test")).device == z.device
+        loss = losses(
+            there.preconditioning, there.network, z, SIGMAS.to("meta"), Streams(0, [0], purpose="test")
+        )
+        assert loss.device == z.device
 
 
 @pytest.mark.parametrize("variance", [1.0, 4.0])

@@ -154,6 +154,8 @@ def test_levels_follow_their_law():
         assert (
             np.abs(below.numpy() - u).max() <= 1.01 / n
         )  # one in each of n equal parts: exact to one of them
+        # in an order that has nothing to do with the place in the batch
+        assert abs(np.corrcoef(np.arange(n), drawn.log())[0, 1]) < 4.5 / n**0.5
     normal_law = Levels(1e-9, 1e9, (-1.2, 1.2)).draw(n, generator(1)).log()
     assert float(normal_law.mean()) == pytest.approx(-1.2, abs=1e-3)
     assert float(normal_law.std()) == pytest.approx(1.2, rel=1e-2)
@@ -183,7 +185,7 @@ torch.set_num_threads({threads})
 from sciddiff.training import trainer
 once = trainer.Training.train_once
 def slowly(run):
-    time.sleep(0.03)  # so that the signal comes in mid-training, wherever that may be
+    time.sleep(0.01 if run.step < 21 else 0.4)  # so that the signal comes in mid-training, wherever that may be
     once(run)
 trainer.Training.train_once = slowly
 runpy.run_path({test!r})["_call"]({folder!r})
@@ -194,7 +196,9 @@ def test_a_run_that_was_killed_ends_with_the_same_weights_bit_for_bit(tmp_path: 
     script = KILLED.format(threads=torch.get_num_threads(), test=__file__, folder=str(tmp_path))
     child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
     until = time.monotonic() + 120
-    while not (tmp_path / "checkpoint-000000021.safetensors").exists():
+    while (
+        max((p.name for p in tmp_path.glob("checkpoint-*.safetensors")), default="") < "checkpoint-000000021"
+    ):
         assert child.poll() is None and time.monotonic() < until, child.stderr and child.stderr.read()
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
@@ -383,6 +387,19 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss():
     short = train(data, PAIR, **arguments | {"steps": steps, "warmup": 3}, seed=0)
     assert arguments["steps"] // 50 == 3
     assert torch.equal(weights(best), weights(short))
+
+
+def test_the_average_is_that_of_the_weights_on_the_way():
+    data = normal(0, 50, 2)
+    arguments = TINY | {"schedule": "constant", "warmup": 1, "learning_rate": 0.05, "seed": 0}
+    expected = torch.zeros(())
+    for step in range(12):
+        plain = weights(train(data, PAIR, **arguments | {"steps": step + 1, "ema": 0}))
+        life = min(0.7, 0.1 * step)  # the half-life that is asked for below, and its warm-up
+        expected = expected + (1 - (0.5 ** (1 / life) if life else 0.0)) * (plain - expected)
+    averaged = weights(train(data, PAIR, **arguments | {"steps": 12, "ema": 0.7}))
+    torch.testing.assert_close(averaged, expected, rtol=1e-4, atol=1e-6)
+    assert (averaged - plain).abs().max() > 1e-3
 
 
 def test_the_average_has_the_half_life_that_was_asked_for():
