@@ -55,8 +55,8 @@ class Observation:
 
     def __repr__(self) -> str:
         total = self.y.numel()
-        seen = total if self.mask is None else f"{int(self.mask.sum())} of {total}"
-        return f"{seen} values by {self.operator.name} with {self.noise!r}"
+        seen = "" if self.mask is None else f"{int(self.mask.sum())} of "
+        return f"{seen}{total} value{'' if total == 1 else 's'} by {self.operator.name} with {self.noise!r}"
 
 
 @final
