@@ -39,8 +39,9 @@ class DPS(Method):
     reference noise ``C`` the gradient is preconditioned by it, so that the draws stay in its range.
 
     Biased by construction: the noise's sd is not used, and ``zeta``, times the number of steps, is a temperature.
-    On a linear Gaussian series (64 times, 16 observed) with the exact denoiser the means were off by 0.1 to 0.5
-    posterior standard deviations (rms), and single standard deviations by factors of 0.1 to 2, over zeta from 0.1 to 1.
+    On a linear Gaussian series (64 times, 16 observed) with the exact denoiser and zeta from 0.1 to 1 the means were off by
+    0.15 to 0.5 posterior standard deviations (rms), the least standard deviation was 0.1 to 0.3 of the exact one,
+    and the Gaussian W2 distance to the posterior 1.5 to 4 times its floor, where `MMPS` is at the floor.
 
     Args:
         zeta: length of a guidance step.
@@ -117,8 +118,8 @@ class DPSDenoiser(GuidedDenoiser):
     the truth (``sqrt(tr R^-1)`` for Gaussian noise; simulated at the prior's mean), so that zeta has no units.
 
     Biased by construction: 1 would be right where sigma is small, and is too strong where it is large. In the
-    setting of `DPS` with 256 ancestral steps the means were off by 0.3 posterior standard deviations (rms) and
-    the standard deviations by factors of 0.8 to 1.2 at zeta from 0.25 to 0.5; far more at other zeta.
+    setting of `DPS` with 256 ancestral steps and zeta from 0.25 to 0.5 the means were off by 0.25 to 0.45 posterior standard
+    deviations (rms), the standard deviations by 0.9 to 1.3 on average, and W2 by 1.8 to 2.6 times its floor.
 
     Args:
         zeta: strength.

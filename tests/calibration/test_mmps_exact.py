@@ -127,8 +127,6 @@ def test_a_factor_of_two_in_r_or_in_the_denoising_covariance_would_be_noticed(
 
 
 def test_krylov_solves_through_the_denoiser_equal_the_formed_system(posterior, calibration):
-    if isinstance(posterior.prior.physical_covariance, sd.covariance.Precision):
-        pytest.skip("a sparse factorisation has no VJP by autograd; its prior always tells its covariance")
     hidden = calibration.Hidden(posterior.prior)
     krylov = sd.Posterior(hidden, posterior.observations)
     formed = posterior.sample(3, method=sd.MMPS(), steps=6, solver=DPMSolver(), seed=0)
@@ -292,9 +290,8 @@ def test_an_observation_that_is_not_finite_is_refused_before_any_compute(calibra
         posterior.prior.given(y, seen.operator, seen.noise)
 
 
-@pytest.mark.parametrize("choice", ["exact", "scalar"])
-def test_a_krylov_solve_that_does_not_converge_raises(calibration, choice):
+def test_a_krylov_solve_that_does_not_converge_raises(calibration):
     posterior = calibration.vector()
     hidden = sd.Posterior(calibration.Hidden(posterior.prior), posterior.observations)
     with pytest.raises(ConvergenceError, match="after 1 CG iterations"):
-        hidden.sample(2, method=sd.MMPS(covariance=choice, rtol=1e-10, max_iterations=1), steps=4, seed=0)
+        hidden.sample(2, method=sd.MMPS(rtol=1e-10, max_iterations=1), steps=4, seed=0)
