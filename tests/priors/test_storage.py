@@ -335,6 +335,19 @@ def test_a_forged_document_makes_a_sound_prior_or_none(tmp_path: Path):
     ids=str,
 )
 def test_a_document_that_asks_for_too_much_is_refused_at_once(place: tuple, value: object, tmp_path: Path):
+    forge(tmp_path, place, value)
+    with pytest.raises(InputError):
+        load_prior(tmp_path / "prior")
+
+
+def test_a_giant_space_is_refused_before_it_takes_memory(tmp_path: Path):
+    forge(tmp_path, ("space", "coords", 0, 1), 2**28)
+    with pytest.raises(InputError, match="states of 268435456 cells"):
+        load_prior(tmp_path / "prior")
+
+
+def forge(tmp_path: Path, place: tuple, value: object) -> None:
+    """A stored prior with one entry replaced and a right hash."""
     neural().save(tmp_path / "prior")
     document = json.loads((tmp_path / "prior.json").read_text())
     del document["checksum"]
@@ -343,8 +356,6 @@ def test_a_document_that_asks_for_too_much_is_refused_at_once(place: tuple, valu
         target = target[key]
     target[place[-1]] = value
     (tmp_path / "prior.json").write_bytes(seal(document))
-    with pytest.raises(InputError):
-        load_prior(tmp_path / "prior")
 
 
 @pytest.mark.parametrize(
@@ -411,11 +422,13 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path, monkeypatch: 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write(tmp_path / "file", b"new")
-    assert (tmp_path / "file").read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fail)
+            with pytest.raises(OSError, match="disk full"):
+                write(tmp_path / "file", b"new")
+        assert (tmp_path / "file").read_bytes() == b"old"
+        assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_tensors_of_a_document_are_all_that_is_read(tmp_path: Path):

@@ -347,10 +347,11 @@ def test_every_state_is_seen_once_before_any_is_seen_again():
 
 
 def test_augmentation_is_keyed_by_the_step_and_sees_physical_units():
-    seen = []
+    seen, drawn = [], []
 
     def flip(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         seen.append(float(x.mean()))
+        drawn.append(rng.random())
         sign = torch.from_numpy(rng.choice([-1.0, 1.0], len(x)))
         return 280 + sign[:, None] * (x - 280)
 
@@ -358,6 +359,7 @@ def test_augmentation_is_keyed_by_the_step_and_sees_physical_units():
     first, again = (train(data, PAIR, **TINY, seed=0, augment=flip) for _ in range(2))
     assert torch.equal(weights(first), weights(again))
     assert min(seen) > 284.5
+    assert len(drawn) == 42 and len(set(drawn)) == 21 and drawn[:21] == drawn[21:]
     # the Gaussian was fitted to states on both sides
     assert float((first.normalisation.mean - 280).abs().max()) < 5 * 5 / 100**0.5
     assert float(first.normalisation.scale) > 4
