@@ -138,7 +138,7 @@ class Run:
         )
 
     def prior_draws(self, case: int, size: int) -> torch.Tensor:
-        """Draws of the prior as an ensemble: exact where it can and no solver was asked for, else by the solver."""
+        """An ensemble of the prior: exact where it can and no solver was asked for, else by the solver."""
         exact, solver = not self.asked, (self.solver or DPMSolver()).with_steps(self.steps)
         out = []
         for part in chunks(size, self.prior.space.size, self.chunk):

@@ -1,8 +1,8 @@
 """Diffusion posterior sampling: the gradient of the misfit at the denoised state, at a fixed length.
 
-Both take ``v = A'^T grad log p(y | A(D))``, scale it to a length that does not depend on how large the misfit is,
-and pull it back through the denoiser, ``g = C J^T v``. They differ from a posterior by construction: the width of
-``p(x0 | x)`` is ignored, and the length is a temperature. `MMPS` is the exact rule where it applies.
+Both take ``v = A'^T grad log p(y | A(D))``, scale it to a length that does not depend on how large the misfit
+is, and pull it back through the denoiser, ``g = C J^T v``. They differ from a posterior by construction: the
+width of ``p(x0 | x)`` is ignored, and the length is a temperature. `MMPS` is the exact rule where it applies.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from sciddiff.solvers.base import checked
 __all__ = ["DPS", "DPSDenoiser"]
 
 _REFERENCE = (
-    "@inproceedings{chung2023diffusion, title={Diffusion Posterior Sampling for General Noisy Inverse Problems}, "
-    "author={Chung, Hyungjin and Kim, Jeongsol and McCann, Michael T. and Klasky, Marc L. and Ye, Jong Chul}, "
-    "booktitle={ICLR}, year={2023}}"
+    "@inproceedings{chung2023diffusion, "
+    "title={Diffusion Posterior Sampling for General Noisy Inverse Problems}, "
+    "author={Chung, Hyungjin and Kim, Jeongsol and McCann, Michael T. and Klasky, Marc L. and "
+    "Ye, Jong Chul}, booktitle={ICLR}, year={2023}}"
 )
 
 
@@ -33,22 +34,23 @@ _REFERENCE = (
 class DPS(Method):
     """Diffusion posterior sampling as published (Chung et al. 2023, arXiv 2209.14687, algorithm 1).
 
-    An ancestral step, then ``x <- x - zeta grad |y - A(D(x))|`` with a norm of its own for every draw (codes that
-    take one norm over the batch give draws that depend on the batch size). For any noise the gradient of
-    the misfit is that of the log-likelihood at unit length, which for Gaussian noise of one sd is the same. With
-    reference noise ``C`` the gradient is preconditioned by it, so that the draws stay in its range.
+    An ancestral step, then ``x <- x - zeta grad |y - A(D(x))|`` with a norm of its own for every draw (codes
+    that take one norm over the batch give draws that depend on the batch size). For any noise the gradient of
+    the misfit is that of the log-likelihood at unit length, which for Gaussian noise of one sd is the same.
+    With reference noise ``C`` the gradient is preconditioned by it, so that the draws stay in its range.
 
-    Biased by construction: the noise's sd is not used, and ``zeta``, times the number of steps, is a temperature.
-    On a linear Gaussian series (64 times, 16 observed) with the exact denoiser and zeta from 0.1 to 1 the means were off by
-    0.15 to 0.5 posterior standard deviations (rms), the least standard deviation was 0.1 to 0.3 of the exact one,
-    and the Gaussian W2 distance to the posterior 1.5 to 4 times its floor, where `MMPS` is at the floor.
+    Biased by construction: the noise's sd is not used, and ``zeta``, times the number of steps, is a
+    temperature. On a linear Gaussian series (64 times, 16 observed) with the exact denoiser and zeta from 0.1
+    to 1 the means were off by 0.15 to 0.5 posterior standard deviations (rms), the least standard deviation
+    was 0.1 to 0.3 of the exact one, and the Gaussian W2 distance to the posterior 1.5 to 4 times its floor,
+    where `MMPS` is at the floor.
 
     Args:
         zeta: length of a guidance step.
         steps: number of steps; ``Posterior.sample(steps=...)`` goes before.
-        norm: "data" gives the gradient unit length in the space of the data, as published; zeta then has the units
-            of ``z^2/y``. "state" gives it unit length among clean normalised states: the same where ``A S S A^T = I``,
-            and free of the units of ``y`` elsewhere.
+        norm: "data" gives the gradient unit length in the space of the data, as published; zeta then has the
+            units of ``z^2/y``. "state" gives it unit length among clean normalised states: the same where
+            ``A S S A^T = I``, and free of the units of ``y`` elsewhere.
         path: the coordinate of the steps: "vp", ``z/sqrt(1 + sigma^2)``, as published, or "ve", ``z`` itself.
 
     Raises:
@@ -114,12 +116,14 @@ class DPS(Method):
 class DPSDenoiser(GuidedDenoiser):
     """The guidance of DPS as a denoiser, for any solver: ``D_y = D + zeta l sigma^2 C J^T A'^T g/|g|``.
 
-    ``g = grad log p(y | A(D))`` in the space of the data, with a norm for every draw, and ``l`` is the rms of ``|g|`` at
-    the truth (``sqrt(tr R^-1)`` for Gaussian noise; simulated at the prior's mean), so that zeta has no units.
+    ``g = grad log p(y | A(D))`` in the space of the data, with a norm for every draw, and ``l`` is the rms of
+    ``|g|`` at the truth (``sqrt(tr R^-1)`` for Gaussian noise; simulated at the prior's mean), so that zeta
+    has no units.
 
     Biased by construction: 1 would be right where sigma is small, and is too strong where it is large. In the
-    setting of `DPS` with 256 ancestral steps and zeta from 0.25 to 0.5 the means were off by 0.25 to 0.45 posterior standard
-    deviations (rms), the standard deviations by 0.9 to 1.3 on average, and W2 by 1.8 to 2.6 times its floor.
+    setting of `DPS` with 256 ancestral steps and zeta from 0.25 to 0.5 the means were off by 0.25 to 0.45
+    posterior standard deviations (rms), the standard deviations by 0.9 to 1.3 on average, and W2 by 1.8 to
+    2.6 times its floor.
 
     Args:
         zeta: strength.
@@ -152,7 +156,7 @@ class DPSDenoiser(GuidedDenoiser):
 
 
 def _typical(run: Run, simulations: int = 256) -> torch.Tensor:
-    """Rms length of ``grad log p(y | mean)`` over observations ``y`` made from the prior's mean, one per case."""
+    """Rms length of ``grad log p(y | mean)`` over data made from the prior's mean, one per case."""
     prior, posterior = run.prior, run.posterior
     centre = prior.normalisation.physical(
         torch.zeros((1, *prior.space.shape), dtype=prior.dtype, device=prior.device)

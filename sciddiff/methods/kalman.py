@@ -1,7 +1,7 @@
 """Ensemble Kalman analysis: ``x_j + C_xy (C_yy + R)^-1 (y + e_j - G(x_j))`` with covariances of an ensemble.
 
-The ensemble is drawn from the prior and ``e_j ~ N(0, R)``, so that for a linear ``G`` and a Gaussian prior the
-result tends to the posterior as the ensemble grows. Nothing is asked of ``G`` but its values.
+The ensemble is drawn from the prior and ``e_j ~ N(0, R)``, so that for a linear ``G`` and a Gaussian prior
+the result tends to the posterior as the ensemble grows. Nothing is asked of ``G`` but its values.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ __all__ = ["EnsembleKalman"]
 @final
 @dataclass(frozen=True)
 class EnsembleKalman(Method):
-    """Stochastic ensemble Kalman analysis (Evensen 1994; Burgers et al. 1998), for black boxes and Gaussian noise.
+    """Ensemble Kalman analysis with perturbed data (Burgers et al. 1998), for black boxes and Gaussian noise.
 
-    The update is a combination of the members, found in the space of the ensemble: ``O(J^2 (d + m))`` for J members.
-    The error of means and covariances falls as ``J^-1/2`` where ``G`` is linear and the prior Gaussian: with 1000
-    members, 64 values and 16 data the means were off by 0.13 posterior standard deviations (rms) and the standard
-    deviations by 1 % on average, a Gaussian W2 distance of 1.5 times its floor. Elsewhere the draws are the best
-    linear correction of the prior's, not the posterior. With fewer members than the data tell apart the spread is
-    too small; ``inflation`` makes up for some of it.
+    The update is a combination of the members, found in the space of the ensemble: ``O(J^2 (d + m))`` for J
+    members. The error of means and covariances falls as ``J^-1/2`` where ``G`` is linear and the prior
+    Gaussian: with 1000 members, 64 values and 16 data the means were off by 0.13 posterior standard
+    deviations (rms) and the standard deviations by 1 % on average, a Gaussian W2 distance of 1.5 times its
+    floor. Elsewhere the draws are the best linear correction of the prior's, not the posterior. With fewer
+    members than the data tell apart the spread is too small; ``inflation`` makes up for some of it.
 
-    A simulator that fails for some members raises, unless its operator was made with ``on_error="drop"``: then the
-    analysis goes on without them, their rows of the result are NaN, and ``failed_members`` counts them.
+    A simulator that fails for some members raises, unless its operator was made with ``on_error="drop"``:
+    then the analysis goes on without them, their rows of the result are NaN, and ``failed_members`` counts
+    them.
 
     Args:
         ensemble: least number of members; J is that or n, whichever is more. Draw i is member i.
@@ -110,8 +111,8 @@ class EnsembleKalman(Method):
     ) -> torch.Tensor:
         """``X^T Y (Y^T Y + R)^-1 (y + e - G)`` with the anomalies ``X`` and ``Y``, one row a member.
 
-        By a system of the size of the ensemble or of the data, whichever is smaller: ``(I + Y R^-1 Y^T)^-1 Y R^-1`` or
-        ``Y (I + R^-1 Y^T Y)^-1 R^-1``.
+        By a system of the size of the ensemble or of the data, whichever is smaller:
+        ``(I + Y R^-1 Y^T)^-1 Y R^-1`` or ``Y (I + R^-1 Y^T Y)^-1 R^-1``.
         """
         j = int(alive.sum())
         anomalies, weighted, residual = [], [], []
@@ -157,8 +158,8 @@ def _alive(run: Run, predicted: list[torch.Tensor]) -> torch.Tensor:
         good = torch.isfinite(g.flatten(1)).all(1)
         if not bool(good.all()) and getattr(o.operator, "on_error", "raise") != "drop":
             raise DivergenceError(
-                f"EnsembleKalman: {o.operator!r} is not finite for {int((~good).sum())} of {len(good)} members. "
-                'Make it with black_box(..., on_error="drop") to go on without them.'
+                f"EnsembleKalman: {o.operator!r} is not finite for {int((~good).sum())} of {len(good)} "
+                'members. Make it with black_box(..., on_error="drop") to go on without them.'
             )
         alive = alive & good
     if int(alive.sum()) < 2:

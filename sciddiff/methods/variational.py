@@ -1,8 +1,9 @@
 """Gaussian variational inference: the Gaussian ``q`` nearest to the posterior in ``KL(q | posterior)``.
 
-At the optimum ``E_q grad V = 0`` and ``Cov_q^-1 = E_q hess V`` with ``V = -log posterior``, whose gradient is the prior's
-score and that of the likelihood. Coordinates are whitened by the prior, ``z = F u`` with ``F F^T`` its covariance; there
-the data change only a subspace ``U``, and ``Cov_q = F (I + U (K - I) U^T) F^T``.
+At the optimum ``E_q grad V = 0`` and ``Cov_q^-1 = E_q hess V`` with ``V = -log posterior``, whose gradient is
+the prior's score and that of the likelihood. Coordinates are whitened by the prior, ``z = F u`` with
+``F F^T`` its covariance; there the data change only a subspace ``U``, and
+``Cov_q = F (I + U (K - I) U^T) F^T``.
 """
 
 from __future__ import annotations
@@ -58,25 +59,25 @@ class GaussianVI(Method):
     """Gaussian variational inference under the prior's score, for any differentiable operator and noise.
 
     Forward-backward steps in the Bures-Wasserstein geometry (FB-GVI, Diao et al. 2023, arXiv 2304.05398),
-    preconditioned by the larger of the precision of ``q`` and the expected Hessian of ``V``: each direction is then solved
-    in closed form where ``V`` is quadratic, and the covariance stays positive elsewhere. The Hessian comes
-    by Stein's identity from gradients at points of ``q`` whose first three moments are exact; no derivative of the
-    denoiser is taken.
+    preconditioned by the larger of the precision of ``q`` and the expected Hessian of ``V``: each direction
+    is then solved in closed form where ``V`` is quadratic, and the covariance stays positive elsewhere. The
+    Hessian comes by Stein's identity from gradients at points of ``q`` whose first three moments are exact;
+    no derivative of the denoiser is taken.
 
-    Exact for Gaussian priors, linear operators and Gaussian noise with ``rank`` at least the number of data (up to
-    the widening of the prior by ``sigma^2 C``). Elsewhere it is the best Gaussian of the family: one mode, and the
-    prior's own covariance outside the subspace.
+    Exact for Gaussian priors, linear operators and Gaussian noise with ``rank`` at least the number of data
+    (up to the widening of the prior by ``sigma^2 C``). Elsewhere it is the best Gaussian of the family: one
+    mode, and the prior's own covariance outside the subspace.
 
     Args:
         rank: largest dimension of ``U``.
-        samples: pairs of points of ``q``, at least two for each dimension of ``U``; an iteration takes a gradient of the
-            likelihood and a denoiser call at each. The points are the same in all iterations.
+        samples: pairs of points of ``q``, at least two for each dimension of ``U``; an iteration takes a
+            gradient of the likelihood and a denoiser call at each. The points are the same in all iterations.
         sigma: noise level of the prior's score; None takes sigma_min for exact priors (at least the fourth
             root of the precision of the dtype), 0.05 for others.
         step: of the forward-backward iteration, at most 1; halved where the gradient grows.
         iterations: most iterations.
-        tol: stop where the mean moves by less than this many posterior standard deviations, and the covariance
-            by less than this part of itself.
+        tol: stop where the mean moves by less than this many posterior standard deviations, and the
+            covariance by less than this part of itself.
 
     Raises:
         InputError: on settings out of range.
@@ -89,9 +90,9 @@ class GaussianVI(Method):
 
     needs: ClassVar[frozenset[str]] = frozenset({"differentiable"})
     reference: ClassVar[str] = (
-        "@inproceedings{diao2023forward, title={Forward-Backward {G}aussian Variational Inference via {JKO} in the "
-        "{B}ures-{W}asserstein Space}, author={Diao, Michael and Balasubramanian, Krishnakumar and Chewi, Sinho and "
-        "Salim, Adil}, booktitle={ICML}, year={2023}}"
+        "@inproceedings{diao2023forward, title={Forward-Backward {G}aussian Variational Inference via {JKO} "
+        "in the {B}ures-{W}asserstein Space}, author={Diao, Michael and Balasubramanian, Krishnakumar and "
+        "Chewi, Sinho and Salim, Adil}, booktitle={ICML}, year={2023}}"
     )
     rank: int = 64
     samples: int = 64
@@ -112,7 +113,7 @@ class GaussianVI(Method):
         if not good:
             raise InputError(
                 "rank",
-                expected="rank, samples and iterations of at least 1, sigma > 0, 0 < step <= 1 and 0 < tol < 1",
+                expected="rank, samples, iterations >= 1, sigma > 0, 0 < step <= 1 and 0 < tol < 1",
                 got=repr(self),
                 fix="leave them at their defaults",
             )
@@ -178,8 +179,8 @@ class GaussianVI(Method):
                 return GaussianFit(factor, mean, basis, k, i)
             before = moved
         raise ConvergenceError(
-            f"GaussianVI: after {i} iterations the mean still moves by {moved:.2g} posterior standard deviations and "
-            f"the covariance by {changed:.2g} of itself. Raise iterations, or lower step or rank."
+            f"GaussianVI: after {i} iterations the mean still moves by {moved:.2g} posterior standard "
+            f"deviations and the covariance by {changed:.2g} of itself. Raise iterations, or lower step or rank."
         )
 
     def _level(self, run: Run) -> float:
@@ -204,7 +205,8 @@ class _Target:
     def subspace(self, rank: int) -> tuple[torch.Tensor, float]:
         """Where the likelihood bends, ``U`` of ``(k, r)``, and how much ``V`` bends outside it.
 
-        The centred gradients over the prior are ``H u`` where the likelihood is quadratic with Hessian ``-H``.
+        The centred gradients over the prior are ``H u`` where the likelihood is quadratic with Hessian
+        ``-H``.
         """
         n = min(2 * rank + 8, 4 * self.size)
         white = _white(self.run, self.case, n, self.size, "variational subspace")
@@ -241,8 +243,8 @@ def _forward_backward(curvature: torch.Tensor, variance: torch.Tensor, step: flo
 def _points(run: Run, case: int, basis: torch.Tensor, pairs: int) -> torch.Tensor:
     """White points ``(2 pairs, k)`` in opposite pairs.
 
-    In ``U`` their covariance is exactly the identity, and with what is outside it exactly zero: Stein's identity
-    then gives the Hessian of a quadratic without sampling error.
+    In ``U`` their covariance is exactly the identity, and with what is outside it exactly zero: Stein's
+    identity then gives the Hessian of a quadratic without sampling error.
     """
     size, r = basis.shape
     pairs = max(pairs, 2 * r)

@@ -25,8 +25,8 @@ class EmpiricalPrior(Prior):
     """The law of a state picked from ``data`` at random, and smoothed if asked.
 
     Its posterior is a set of weights on the data: what a generative model that only remembers would give.
-    With ``bandwidth`` h each state is the centre of ``N(x_i, h^2 C)`` (a kernel density), which fills the gaps between
-    them; the law is then wider than the data by ``h^2 C``.
+    With ``bandwidth`` h each state is the centre of ``N(x_i, h^2 C)`` (a kernel density), which fills the
+    gaps between them; the law is then wider than the data by ``h^2 C``.
 
     Args:
         space: the states.
@@ -37,7 +37,8 @@ class EmpiricalPrior(Prior):
         dtype: of the states; the weights are computed in float64 whatever it is.
         device: of the states.
         sigma_min: lowest noise level of samplers, in normalised units.
-        sigma_max: highest noise level; the default follows the largest generalised eigenvalue of the covariance.
+        sigma_max: highest noise level; the default follows the largest generalised eigenvalue of the
+            covariance.
 
     Raises:
         InputError: on fewer than two states, states that do not vary or differ outside the range of C, a
@@ -143,7 +144,7 @@ class EmpiricalPrior(Prior):
         return other
 
     def _whiten(self, z: torch.Tensor) -> torch.Tensor:
-        """``F^+ z`` with ``C = F F^T``, flat and in float64: differences of squares would cancel in float32."""
+        """``F^+ z`` with ``C = F F^T``, flat and in float64: squares would cancel in float32."""
         z = z.double()
         return self.reference.sqrt_adjoint(self.reference.solve(z)).flatten(1)
 

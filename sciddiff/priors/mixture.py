@@ -1,7 +1,7 @@
 """The Gaussian mixture prior ``sum_k w_k N(m_k, Sigma_k)``, with its exact denoiser.
 
-Each component is a Gaussian seen through noise, ``D_k = m_k + Sigma_k (Sigma_k + sigma^2 C)^+ (z - m_k)``, and
-``D = sum_k p(k | z) D_k`` with ``p(k | z) ~ w_k N(z; m_k, Sigma_k + sigma^2 C)``.
+Each component is a Gaussian seen through noise, ``D_k = m_k + Sigma_k (Sigma_k + sigma^2 C)^+ (z - m_k)``,
+and ``D = sum_k p(k | z) D_k`` with ``p(k | z) ~ w_k N(z; m_k, Sigma_k + sigma^2 C)``.
 """
 
 from __future__ import annotations
@@ -37,16 +37,19 @@ class GaussianMixturePrior(Prior):
         weights: ``(k,)``, positive; scaled to sum to 1.
         means: ``(k, *space.shape)``, anything `Space.tensor` reads with ``batch_dim="component"``.
         covariances: in physical units; one `Covariance` for all components or a sequence of k; or variances:
-            a number or ``(k,)`` (isotropic), ``(k, *space.shape)`` (diagonal); or matrices ``(k, size, size)``.
+            a number or ``(k,)`` (isotropic), ``(k, *space.shape)`` (diagonal); or matrices
+            ``(k, size, size)``.
         reference: covariance ``C`` of the noise in normalised units; default white.
         dtype: of the states.
         device: of the states.
-        sigma_min: lowest noise level of samplers, in normalised units; the default follows the narrowest component.
-        sigma_max: highest noise level; the default follows the largest generalised eigenvalue of the covariance.
+        sigma_min: lowest noise level of samplers, in normalised units; the default follows the narrowest
+            component.
+        sigma_max: highest noise level; the default follows the largest generalised eigenvalue of the
+            covariance.
 
     Raises:
-        InputError: on weights that are not positive, shapes that do not fit, mass outside the range of C, or a
-            sigma_max below 5 times the largest standard deviation.
+        InputError: on weights that are not positive, shapes that do not fit, mass outside the range of C, or
+            a sigma_max below 5 times the largest standard deviation.
 
     Example:
         >>> prior = GaussianMixturePrior(Space({"t": 2}), [0.3, 0.7], [[-4.0, 0.0], [4.0, 0.0]], 1.0)
@@ -268,6 +271,8 @@ def _families(covariances: Any, k: int, space: Space) -> tuple[list[Covariance],
         which = [ids.index(id(c)) for c in covariances]
     else:
         values = _array(covariances)
+        if not np.isfinite(values).all() or (values.ndim < 3 and (values < 0).any()):
+            raise _misfit(k, space, "numbers that are negative or not finite")
         if values.ndim == 0:
             values = np.full(k, float(values))
         if values.shape == (k,):

@@ -1,4 +1,4 @@
-"""Exact posteriors of linear-Gaussian problems, and the exact law of samplers that are affine in their noise."""
+"""Exact posteriors of linear-Gaussian problems, and the exact law of samplers affine in their noise."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Law:
         return w.T @ (other.mean - self.mean), w.T @ other.cov @ w
 
     def error(self, other: Law) -> tuple[float, float]:
-        """How far the mean of another law is off, and the worst relative error of a variance, in any direction."""
+        """The error of another law's mean, and the worst relative error of a variance, in any direction."""
         mean, cov = self.whitened(other)
         return float(np.linalg.norm(mean)), float(np.abs(np.linalg.eigvalsh(cov) - 1).max())
 
@@ -71,7 +71,7 @@ class Law:
         )
 
     def agree(self, draws: np.ndarray, alpha: float = 1e-4) -> None:
-        """Test that draws ``(n, d)`` are of this law: means, total spread, every covariance; alpha for each test."""
+        """Test draws ``(n, d)`` of this law: means, total spread, every covariance; alpha for each test."""
         n = len(draws)
         lam, v = np.linalg.eigh(self.cov)
         keep = lam > 1e-10 * lam[-1]
@@ -149,7 +149,7 @@ class Probe(Run):
 def law_of_draws(
     posterior: sd.Posterior, method: Method, *, solver=None, steps: int | None = None, case: int = 0
 ) -> Law:
-    """The exact law of a sampler that is affine in its noise: its answer to zero and to every unit of noise."""
+    """The exact law of a sampler affine in its noise: its answer to zero and to every unit of noise."""
     with torch.no_grad():
         probe = Probe(posterior, method, 1, case, solver=solver, steps=steps)
         method.draw(probe)

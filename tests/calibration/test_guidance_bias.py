@@ -1,7 +1,8 @@
 """How far guidance by a gradient of fixed length is from the posterior, where MMPS is at the floor of the test.
 
-An Ornstein-Uhlenbeck series of 64 times, 16 of them observed with sd 0.1, and the exact denoiser. The docstrings
-of `DPS` and `DPSDenoiser` quote these figures, and `benchmarks/fidelity.py` prints them for many problems.
+An Ornstein-Uhlenbeck series of 64 times, 16 of them observed with sd 0.1, and the exact denoiser. The
+docstrings of `DPS` and `DPSDenoiser` quote these figures, and `benchmarks/fidelity.py` prints them for many
+problems.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """MMPS is exact for a Gaussian prior, a linear operator and the exact denoiser, on every kind of space.
 
-Two kinds of proof. The samplers are affine in their noise here, so that the law of their draws is known without
-sampling: it is compared with dense algebra to many digits. And the draws themselves pass the tests of statistics.
+Two kinds of proof. The samplers are affine in their noise here, so that the law of their draws is known
+without sampling: it is compared with dense algebra to many digits. And the draws themselves pass the tests of
+statistics.
 """
 
 from __future__ import annotations
