@@ -229,7 +229,7 @@ def _colourbars(
         scale.set_in_layout(panel.row == 0 or not room)
         extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[under, above]
         bar = ax.figure.colorbar(images[i], cax=scale, label=panel.label, extend=extend)
-        bar.locator = MaxNLocator(nbins=3 if (_height_over_width(panels[0].values) or 1.0) < 0.6 else 5)
+        bar.locator = MaxNLocator(nbins=3 if (_height_over_width(panels[-1].values) or 1.0) < 0.6 else 5)
         bar.outline.set_linewidth(0.5)
 
 
