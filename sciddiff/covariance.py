@@ -40,6 +40,7 @@ __all__ = [
     "graph",
     "joint",
     "kernel",
+    "multiple",
     "precision",
     "scaled",
     "spectral",
@@ -388,7 +389,7 @@ def _by_columns(function: _Columns) -> Callable[[torch.Tensor], torch.Tensor]:
     def apply(rows: torch.Tensor) -> torch.Tensor:
         if not len(rows):
             return rows.clone()
-        return torch.from_numpy(np.ascontiguousarray(function(rows.T.double().cpu().numpy()).T)).to(rows)
+        return torch.tensor(function(rows.T.double().cpu().numpy()).T).to(rows)
 
     return apply
 
@@ -589,7 +590,7 @@ def graph(space: Space, function: Callable[[np.ndarray], np.ndarray], *, dim: st
             got=f"shape {tuple(values.shape)}",
             fix="let it act on an array value by value",
         )
-    basis = Axes(space.shape, [torch.from_numpy(vectors)])
+    basis = Axes(space.shape, [torch.tensor(vectors)])
     return Eigen(basis, torch.broadcast_to(values, space.shape).contiguous())
 
 
@@ -631,6 +632,18 @@ def symmetric(shape: Sequence[int]) -> Eigen:
             "shape", expected="square matrices on the last two axes", got=shape, fix="give (..., n, n)"
         )
     return Eigen(Symmetric(shape), torch.ones(shape, dtype=torch.float64).triu())
+
+
+def multiple(covariance: Covariance, factor: float) -> Covariance:
+    """``factor`` times a covariance.
+
+    Example:
+        >>> multiple(white((2,)), 3.0).variance().tolist()
+        [3.0, 3.0]
+    """
+    if isinstance(covariance, Precision):
+        return Precision(covariance.shape, covariance.matrix / factor)
+    return scaled(covariance, torch.tensor(factor**-0.5, dtype=torch.float64))
 
 
 def scaled(covariance: Covariance, scale: torch.Tensor) -> Covariance:
@@ -982,9 +995,9 @@ def _modes(n: int, boundary: str) -> torch.Tensor:
     from scipy import fft
 
     if boundary == "neumann":
-        return torch.from_numpy(fft.idct(np.eye(n), axis=0, norm="ortho"))
+        return torch.tensor(fft.idct(np.eye(n), axis=0, norm="ortho"))
     if boundary == "dirichlet":
-        return torch.from_numpy(fft.idst(np.eye(n), type=1, axis=0, norm="ortho"))
+        return torch.tensor(fft.idst(np.eye(n), type=1, axis=0, norm="ortho"))
     if boundary != "periodic":
         raise InputError(
             "boundary",
@@ -995,7 +1008,7 @@ def _modes(n: int, boundary: str) -> torch.Tensor:
     k, t = (np.arange(n) + 1) // 2, np.arange(n)[:, None] * 2 * np.pi / n
     waves = np.where(np.arange(n) % 2 == 1, np.cos(k * t), np.sin(k * t))
     waves[:, 0] = 1.0
-    return torch.from_numpy(waves / np.linalg.norm(waves, axis=0))
+    return torch.tensor(waves / np.linalg.norm(waves, axis=0))
 
 
 def _ratio(lam: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
@@ -1037,4 +1050,4 @@ def _float64(values: Any, argument: str) -> torch.Tensor:
         )
     if not np.isfinite(array).all():
         raise InputError(argument, expected="finite numbers", got="NaN or infinity", fix="remove them")
-    return torch.from_numpy(np.array(array, dtype=np.float64))
+    return torch.tensor(array, dtype=torch.float64)

@@ -244,6 +244,15 @@ class Posterior:
                 got=repr(batch_dim),
                 fix="give all observations the same batch of cases",
             )
+        taken = {*self.prior.space.sizes, *self.prior.space.variables}
+        taken |= {"sample", *operator.codomain.sizes, *operator.codomain.variables}
+        if batch_dim is not None and (not isinstance(batch_dim, str) or batch_dim in taken):
+            raise InputError(
+                "batch_dim",
+                expected=f"None, or a name other than {', '.join(sorted(taken))}",
+                got=repr(batch_dim),
+                fix="call the dim of many observations for example 'case'",
+            )
         values = operator.codomain.tensor(
             y,
             argument="y",
@@ -267,7 +276,31 @@ class Posterior:
         return Posterior(self.prior, (*self.observations, seen), batch)
 
     def log_likelihood(self, x: torch.Tensor, cases: torch.Tensor | None = None) -> torch.Tensor:
-        """``sum_i log p(y_i | A_i(x))`` of physical states ``(rows, *shape)``, one number per row."""
+        """``sum_i log p(y_i | A_i(x))`` of physical states ``(rows, *shape)``, one number per row.
+
+        Args:
+            x: a tensor.
+            cases: which of many observations each row is judged by, ``(rows,)``; default the first.
+
+        Raises:
+            InputError: on wrong shapes, or cases that there are not.
+        """
+        if not isinstance(x, torch.Tensor) or tuple(x.shape[1:]) != self.prior.space.shape:
+            raise InputError(
+                "x",
+                expected=f"a tensor (rows, {', '.join(map(str, self.prior.space.shape))})",
+                got=tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__,
+                fix="read labelled states with space.tensor(x, batch_dim='sample')",
+            )
+        if cases is not None and (
+            cases.shape != x.shape[:1] or bool(((cases < 0) | (cases >= self.cases)).any())
+        ):
+            raise InputError(
+                "cases",
+                expected=f"one number from 0 to {self.cases - 1} for each of {len(x)} rows",
+                got=cases.tolist() if cases.numel() < 9 else tuple(cases.shape),
+                fix="leave it out where there is one observation",
+            )
         cases = torch.zeros(len(x), dtype=torch.long, device=x.device) if cases is None else cases
         return torch.stack([o.log_prob(o.operator.apply(x), cases) for o in self.observations]).sum(0)
 
@@ -376,6 +409,19 @@ def check_count(argument: str, n: object) -> int:
     return int(n)
 
 
+def check_solver(solver: object) -> None:
+    """Raise `InputError` unless ``solver`` is None or an instance."""
+    from sciddiff.solvers.base import Solver
+
+    if solver is not None and not isinstance(solver, Solver):
+        raise InputError(
+            "solver",
+            expected="a Solver such as Heun()",
+            got=repr(solver),
+            fix="pass an instance, Heun() and not Heun",
+        )
+
+
 def _labels(y: Any, dim: str) -> np.ndarray | None:
     coords = getattr(y, "coords", {})
     return np.asarray(coords[dim].values) if dim in coords else None
@@ -394,6 +440,7 @@ def sample_prior(
     from sciddiff.methods.base import Cost, bar, integrate, unconditional
 
     check_count("n", n), check_seed(seed)
+    check_solver(solver)
     cost, out = Cost(), []
     started = time.perf_counter()
     with torch.inference_mode(False), torch.no_grad():

@@ -8,7 +8,7 @@ the size of the request, so it is used nowhere in this library.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -65,20 +65,22 @@ class Streams:
         self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> torch.Tensor:
         """Standard normals ``(rows, *shape)``; float32 states see the float64 stream, rounded."""
-        out = np.empty((len(self._rows), *shape))
-        for i, generator in enumerate(self._rows):
-            generator.standard_normal(out=out[i, ...])
-        return torch.from_numpy(out).to(device=device, dtype=dtype)
+        return self._fill(np.random.Generator.standard_normal, shape).to(device=device, dtype=dtype)
 
     def uniform(
         self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> torch.Tensor:
         """Uniforms on [0, 1), ``(rows, *shape)``."""
-        out = np.empty((len(self._rows), *shape))
-        for i, generator in enumerate(self._rows):
-            generator.random(out=out[i, ...])
-        return torch.from_numpy(out).to(device=device, dtype=dtype)
+        return self._fill(np.random.Generator.random, shape).to(device=device, dtype=dtype)
 
     def numpy(self) -> list[np.random.Generator]:
         """The rows' generators, for laws that only numpy can draw (Poisson, Student-t)."""
         return self._rows
+
+    def _fill(self, law: Callable[..., object], shape: Sequence[int]) -> torch.Tensor:
+        # memory of torch's own: where numpy's happens to lie can decide how a matrix product is rounded
+        out = torch.empty((len(self._rows), *shape), dtype=torch.float64)
+        values = out.numpy()
+        for i, generator in enumerate(self._rows):
+            law(generator, out=values[i, ...])
+        return out

@@ -22,7 +22,7 @@ from sciddiff.html import card
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Space", "Variable"]
+__all__ = ["Space", "Variable", "check_space"]
 
 
 @dataclass(frozen=True)
@@ -521,6 +521,15 @@ def _edges(edges: Any, sizes: Mapping[str, int]) -> np.ndarray:
             fix="count the nodes from 0, and give the node dim its full size",
         )
     return values
+
+
+def check_space(space: object, argument: str = "space") -> Space:
+    """Return ``space``, or raise `InputError` if it is none."""
+    if not isinstance(space, Space):
+        raise InputError(
+            argument, expected="a Space", got=repr(space), fix="name its dims: Space({'x': 64, 'y': 64})"
+        )
+    return space
 
 
 def _real_parts(values: np.ndarray) -> list[np.ndarray]:

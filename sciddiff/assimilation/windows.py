@@ -140,6 +140,7 @@ def _condition(
         raise InputError(
             "history", expected="a value in the window", got="NaN only", fix="pass a longer or fuller series"
         )
+    check_count("samples", samples)
     scale = torch.broadcast_to(at.normalisation.scale.double().cpu(), space.shape)
     noise = Gaussian(_DEFAULT_NOISE * scale.numpy()) if noise is None else noise
     return at.given(y, Identity(space), noise, missing="mask").sample(samples, method, seed=seed)

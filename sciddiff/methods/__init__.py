@@ -53,5 +53,15 @@ def default_method(posterior: Posterior) -> Method:
 
 def methods_for(posterior: Posterior) -> str:
     """Which methods fit a posterior, and why the others do not, one line each."""
+    from sciddiff.errors import InputError
+    from sciddiff.posterior import Posterior
+
+    if not isinstance(posterior, Posterior):
+        raise InputError(
+            "posterior",
+            expected="a Posterior",
+            got=repr(posterior),
+            fix="condition a prior first: methods_for(prior.given(y, operator, noise))",
+        )
     lines = [f"{m.__name__}: {m().misfit(posterior) or 'fits'}" for m in METHODS]
     return "\n".join(lines)

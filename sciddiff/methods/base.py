@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final, runtime_checka
 import torch
 
 from sciddiff.errors import InputError
-from sciddiff.posterior import chunks
+from sciddiff.posterior import check_count, check_solver, chunks
 from sciddiff.priors.base import Prior
 from sciddiff.random import Streams
 from sciddiff.solvers import Denoiser, DPMSolver, Moments, Solver
@@ -83,9 +83,20 @@ class Run:
         chunk: int | None,
         progress: bool | None,
     ) -> None:
-        if solver is not None and not isinstance(solver, Solver):
+        check_solver(solver)
+        if chunk is not None:
+            check_count("chunk", chunk)
+        many = steps if steps is not None or solver is None else solver.steps
+        if many is not None and check_count("steps", many) < 2:
             raise InputError(
-                "solver", expected="a Solver such as Heun()", got=repr(solver), fix="pass an instance"
+                "steps",
+                expected="an int of at least 2",
+                got=repr(many),
+                fix="more steps are more exact; 32 is a good start",
+            )
+        if progress not in (None, True, False):
+            raise InputError(
+                "progress", expected="True, False or None", got=repr(progress), fix="leave it out"
             )
         for name, value in (("solver", solver), ("steps", steps)):
             if value is not None and name not in method.takes:

@@ -14,6 +14,7 @@ import torch
 
 from sciddiff.errors import InputError
 from sciddiff.html import card
+from sciddiff.random import check_seed
 from sciddiff.spaces import Space
 
 if TYPE_CHECKING:
@@ -69,7 +70,16 @@ class Operator(ABC):
         Raises:
             InputError: if ``x`` does not fit the domain, or the noise the codomain.
         """
-        mean = self.apply(self.domain.tensor(x, argument="x")[None])
+        from sciddiff.noise import Noise
+
+        state = self.domain.tensor(x, argument="x")[None]
+        check_seed(seed)
+        if not isinstance(noise, Noise):
+            raise InputError(
+                "noise", expected="a Noise", got=repr(noise), fix="pass for example noise.Gaussian(0.1)"
+            )
+        noise.check(torch.zeros((1, *self.codomain.shape), dtype=state.dtype))
+        mean = self.apply(state)
         return self.codomain.dataset(noise.sample(mean, seed=seed)[0])
 
     def vjp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

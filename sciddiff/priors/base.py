@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 
 from sciddiff.covariance import Covariance
@@ -173,11 +174,7 @@ class Prior(ABC):
         Raises:
             InputError: on a dtype that is not real.
         """
-        dtype = self.dtype if dtype is None else dtype
-        if not dtype.is_floating_point:
-            raise InputError(
-                "dtype", expected="a real dtype", got=dtype, fix="pass for example torch.float64"
-            )
+        dtype = check_dtype(self.dtype if dtype is None else dtype)
         other = copy.copy(self)
         other.device, other.dtype = self.device if device is None else torch.device(device), dtype
         units = self.normalisation
@@ -330,6 +327,15 @@ class Prior(ABC):
         return card(type(self).__name__, parts)
 
 
+def check_dtype(dtype: object) -> torch.dtype:
+    """Return ``dtype``, or raise `InputError` unless it is a real one of torch's."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(
+            "dtype", expected="a real dtype of torch", got=dtype, fix="pass for example torch.float64"
+        )
+    return dtype
+
+
 def sigma_range(
     largest: float, smallest: float, sigma_min: float | None, sigma_max: float | None
 ) -> tuple[float, float]:
@@ -339,6 +345,11 @@ def sigma_range(
     ``largest / (2 sigma_max^2)`` in the standard deviation: at least 5 times its root is
     required (2 %) and 20 times is the default (0.13 %).
     """
+    for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float, np.number))):
+            raise InputError(
+                name, expected="a number or None", got=repr(value), fix="leave it out to take the default"
+            )
     top = math.sqrt(largest)
     if sigma_max is not None and not sigma_max >= 5 * top:
         raise InputError(

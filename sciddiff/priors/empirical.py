@@ -12,10 +12,10 @@ import torch
 
 from sciddiff.covariance import Covariance, Joint, white
 from sciddiff.errors import InputError
-from sciddiff.priors.base import Normalisation, Prior, level, sigma_range
+from sciddiff.priors.base import Normalisation, Prior, check_dtype, level, sigma_range
 from sciddiff.priors.mixture import check_range, fitted, largest
 from sciddiff.random import Streams
-from sciddiff.spaces import Space
+from sciddiff.spaces import Space, check_space
 
 __all__ = ["EmpiricalPrior"]
 
@@ -74,7 +74,7 @@ class EmpiricalPrior(Prior):
             raise InputError("data", expected="at least 2 states", got=len(states), fix="pass more data")
         units = Normalisation.fit(states, space)
         mean = states.mean(0)
-        self.space, self.dtype, self.device = space, dtype, torch.device(device)
+        self.space, self.dtype, self.device = check_space(space), check_dtype(dtype), torch.device(device)
         self.normalisation = Normalisation(mean.to(self.device), units.scale.to(self.device))
         self.reference = white(space.shape) if reference is None else reference
         points = (states - mean) / units.scale

@@ -9,9 +9,9 @@ import torch
 
 from sciddiff.covariance import Covariance, dense, diagonal, joint, scaled, white
 from sciddiff.errors import InputError
-from sciddiff.priors.base import Normalisation, Prior, level, sigma_range
+from sciddiff.priors.base import Normalisation, Prior, check_dtype, level, sigma_range
 from sciddiff.random import Streams
-from sciddiff.spaces import Space
+from sciddiff.spaces import Space, check_space
 
 __all__ = ["GaussianPrior"]
 
@@ -57,13 +57,19 @@ class GaussianPrior(Prior):
         sigma_min: float | None = None,
         sigma_max: float | None = None,
     ) -> None:
-        if tuple(covariance.shape) != space.shape:
-            raise InputError(
-                "covariance",
-                expected=f"a covariance on shape {space.shape} of {space!r}",
-                got=covariance.shape,
-                fix="build it with the shape of the space",
-            )
+        check_space(space), check_dtype(dtype)
+        for name, given in (("covariance", covariance), ("reference", reference)):
+            if name == "reference" and given is None:
+                continue
+            if not isinstance(given, Covariance) or tuple(given.shape) != space.shape:
+                raise InputError(
+                    name,
+                    expected=f"a Covariance on shape {space.shape} of {space!r}",
+                    got=f"one on {tuple(given.shape)}"
+                    if isinstance(given, Covariance)
+                    else type(given).__name__,
+                    fix="build it with the shape of the space, such as covariance.dense(matrix, space.shape)",
+                )
         self.space, self.dtype, self.device = space, dtype, torch.device(device)
         centre = (
             torch.zeros(space.shape, dtype=torch.float64)

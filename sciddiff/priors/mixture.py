@@ -15,10 +15,10 @@ import torch
 
 from sciddiff.covariance import Covariance, Joint, dense, diagonal, joint, scaled, white
 from sciddiff.errors import InputError
-from sciddiff.priors.base import Normalisation, Prior, level, sigma_range
+from sciddiff.priors.base import Normalisation, Prior, check_dtype, level, sigma_range
 from sciddiff.priors.gaussian import _scale
 from sciddiff.random import Streams
-from sciddiff.spaces import Space
+from sciddiff.spaces import Space, check_space
 
 __all__ = ["GaussianMixturePrior", "by_level", "check_range", "fitted", "largest"]
 
@@ -72,7 +72,7 @@ class GaussianMixturePrior(Prior):
         sigma_min: float | None = None,
         sigma_max: float | None = None,
     ) -> None:
-        self.space, self.dtype, self.device = space, dtype, torch.device(device)
+        self.space, self.dtype, self.device = check_space(space), check_dtype(dtype), torch.device(device)
         self.weights = _weights(weights)
         centres = space.tensor(means, argument="means", batch_dim="component")
         if len(centres) != len(self.weights):

@@ -32,7 +32,7 @@ from sciddiff.priors.base import Normalisation
 from sciddiff.priors.gaussian import GaussianPrior
 from sciddiff.priors.neural import NeuralPrior, largest_eigenvalue
 from sciddiff.random import Streams, check_seed
-from sciddiff.spaces import Space
+from sciddiff.spaces import Space, check_space
 from sciddiff.training.checkpoints import (
     Checkpoint,
     check_same_run,
@@ -138,6 +138,7 @@ def train(
         >>> prior.sample(4, seed=0)["x"].shape
         (4, 2)
     """
+    check_space(space)
     plan = Plan(
         steps=steps,
         batch=batch,
@@ -511,7 +512,13 @@ def _network(
         sizes["features"] = inputs * math.prod(space.grid)
     else:
         sizes |= {"channels": inputs, "dimensions": len(space.grid)}
-    return networks.build(network, {**sizes, **(settings or {})})
+    try:
+        return networks.build(network, {**sizes, **(settings or {})})
+    except InputError as error:
+        if error.argument != "name":
+            raise
+        # `build` calls it a name; the caller of `train` calls it a network
+        raise InputError("network", expected=error.expected, got=error.got, fix=error.fix) from None
 
 
 def _augmented(x: Tensor, augment: Augment | None, seed: int, purpose: str, step: int) -> Tensor:
