@@ -71,18 +71,19 @@ def notebook(app, docname, source):
 
 
 def by_last_names(app, env, node, contnode):
-    """Find ``Posterior.sample``, or ``sciddiff.MMPS``, wherever it is documented, if there is only one."""
+    """Find ``Posterior.sample``, or ``sciddiff.MMPS``, wherever it is documented: at the least depth, if there once."""
     if node.get("refdomain") != "py":
         return None
     wanted = "." + node["reftarget"].removesuffix("()").removeprefix("sciddiff.")
     found = {
-        (entry.docname, entry.node_id)
+        (name.count("."), entry.docname, entry.node_id)
         for name, entry in env.get_domain("py").objects.items()
         if name.endswith(wanted) and entry.objtype != "module"
     }
-    if len(found) != 1:
+    nearest = [place for place in found if place[0] == min(found)[0]]
+    if len(nearest) != 1:
         return None
-    ((page, anchor),) = found
+    ((_, page, anchor),) = nearest
     return make_refnode(
         app.builder, node["refdoc"], page, anchor, contnode, node["reftarget"]
     )
