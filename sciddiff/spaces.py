@@ -347,6 +347,8 @@ class Space:
                 got=list(dims),
                 fix="choose another name",
             )
+        # numpy has no bfloat16
+        values = values.float() if values.dtype == torch.bfloat16 else values
         array = values.detach().cpu().reshape(*lead, self.size).numpy()
         data, start = {}, 0
         for name, v in self.variables.items():

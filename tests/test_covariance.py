@@ -326,6 +326,11 @@ def test_a_change_of_units_divides_both_sides(name, scale):
     close(out.logdet, logdet(s @ matrix_of(c) @ s), 1e-7)
 
 
+@pytest.mark.parametrize("name", list(KINDS))
+def test_a_multiple_multiplies(name):
+    close(matrix_of(cov.multiple(KINDS[name], 2.5)), 2.5 * matrix_of(KINDS[name]))
+
+
 def test_units_that_do_not_mix_keep_the_basis():
     c = cov.spectral((2, 5), np.ones(5), "periodic", axes=1)
     assert cov.scaled(c, torch.tensor([[1.0], [7.0]])).basis == c.basis

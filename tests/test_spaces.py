@@ -181,6 +181,12 @@ def test_a_missing_complex_value_is_missing_in_both_parts():
         assert out.isnan().nonzero().tolist() == [[0, 0, 1], [1, 0, 1]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_states_of_any_precision_are_labelled(dtype):
+    x = torch.arange(5.0).to(dtype)
+    assert SPACES["line"].dataset(x)["t"].values.tolist() == [0, 1, 2, 3, 4]
+
+
 def test_float32_draws_of_complex_variables_stay_single():
     assert SPACES["complex"].dataset(torch.zeros(2, 2, 3))["psi"].dtype == np.complex64
 
