@@ -420,7 +420,8 @@ def test_what_is_no_covariance_is_refused(make, word):
 
 
 def test_dense_matrices_that_are_too_large_are_refused(monkeypatch):
-    monkeypatch.setattr(cov, "_DENSE_LIMIT", 3)
+    for module in ("makers", "pairs"):
+        monkeypatch.setattr(f"sciddiff.covariance.{module}.DENSE_LIMIT", 3)
     with pytest.raises(InputError, match="at most 3 rows"):
         cov.dense(np.eye(4))
     with pytest.raises(InputError, match="4 values in different bases"):

@@ -197,7 +197,7 @@ def test_adaptive_agrees_with_torchdiffeq_on_the_ode_in_sigma():
 def test_a_markov_field_keeps_a_bounded_number_of_factors_however_many_levels_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("sciddiff.covariance._FACTORS", 5)
+    monkeypatch.setattr("sciddiff.covariance.pairs._FACTORS", 5)
     field = sd.covariance.precision(sparse.diags([-np.ones(5), 2.5 * np.ones(6), -np.ones(5)], [-1, 0, 1]))
     prior = sd.GaussianPrior(sd.Space({"i": 6}), field)
     kept = prior.sample(3, seed=0, solver=Heun(steps=20))
