@@ -170,7 +170,7 @@ def _member_counts(
     band: Band,
     level: float,
 ) -> tuple[Array, int, int]:
-    """Counts ``(M + 1, M + 1)`` of every rank by member of the pool, the truth last; M; the number of points."""
+    """Counts ``(M + 1, M + 1)`` of ranks by member of the pool, the truth last; M; the number of points."""
     if band not in ("exchange", "binomial", None):
         raise InputError(
             "band", expected="'exchange', 'binomial' or None", got=repr(band), fix="leave it out"

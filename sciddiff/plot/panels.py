@@ -1,4 +1,4 @@
-"""A two-dimensional field in panels: truth, observation, mean, standard deviation and draws, on common scales."""
+"""A field in two dims as panels: truth, observation, mean, standard deviation, draws, on common scales."""
 
 from __future__ import annotations
 
