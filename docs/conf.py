@@ -1,12 +1,14 @@
 """Sphinx: pages in MyST, the reference from docstrings, and notebooks that are executed as they are read.
 
-Nothing is fetched: no inventories of other projects, no fonts. MathJax is loaded by the reader's browser.
+Nothing is fetched, neither by the build nor by the pages: no inventories, no fonts, and MathML in place of MathJax.
 """
 
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util.nodes import make_refnode
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,7 +22,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 # a .py below notebooks/ is a page: `notebook` hands its executed text to the parser of the others
@@ -41,6 +42,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = "sciddiff"
 html_show_copyright = False
 pygments_style, pygments_dark_style = "friendly", "github-dark"
@@ -89,7 +91,16 @@ def by_last_names(app, env, node, contnode):
     )
 
 
+def formula(self, node):
+    """Put a formula as MathML."""
+    self.body.append(
+        tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
+    )
+    raise nodes.SkipNode
+
+
 def setup(app):
-    """Connect both."""
+    """Connect them."""
     app.connect("source-read", notebook)
     app.connect("missing-reference", by_last_names)
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))

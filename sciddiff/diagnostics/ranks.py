@@ -164,7 +164,7 @@ def rank_histogram(
         nan: "raise" or "omit", see the module.
 
     Returns:
-        Counts (int), with a trailing dim ``rank`` of size M + 1: the number of draws below the truth.
+        Counts (int), with a trailing dim ``rank`` of size M + 1, the number of draws below the truth.
 
     Raises:
         InputError: labels that differ, an unknown dim, NaN under ``nan="raise"``, infinite values.
@@ -229,8 +229,8 @@ def pooled_ranks(
         nan: "raise" or "omit" (NaN at the points left out), see the module.
 
     Returns:
-        Ranks 0..M, leading dim ``sample_dim`` of size M + 1 without a coordinate: the draws in their order,
-        then the truth.
+        Ranks 0..M, leading dim ``sample_dim`` of size M + 1 without a coordinate, of the draws in their order,
+        and then the truth.
 
     Raises:
         InputError: labels that differ, NaN under ``nan="raise"``, infinite values.

@@ -135,7 +135,7 @@ def flow_log_density(
     """``log p_sigma`` of normalised states ``(rows, *shape)`` in the range of ``C``, along the flow.
 
     Returns:
-        The log density and its standard error, ``(rows,)`` each, and notes: the route, probes, forwards, VJPs.
+        The log density and its standard error, ``(rows,)`` each, and notes (route, probes, forwards, VJPs).
     """
     flow = PriorFlow(prior, rtol, atol)
     if probes is None and flow.rank > _EXACT_LIMIT:

@@ -67,7 +67,7 @@ def check_method(
         expected_failures: name of a check -> why it fails, such as ``{"covariance": "biased by construction"}``.
 
     Returns:
-        Results by name: "mean" and "covariance" against the exact ones, "range" (draws stay in the range of the
+        A report of "mean" and "covariance" against the exact ones, "range" (draws stay in the range of the
         prior), "seed", "chunks" (draws in pieces are the same), "prefix" (draw i does not depend on how many there
         are), "cases" (the first of two observations gives what it gives alone), "units" of state and data, "shape"
         (a vector and a field of the same values), "dtype", "global state", "surroundings" (grad modes, default dtype

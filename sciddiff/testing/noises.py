@@ -50,7 +50,7 @@ def check_noise(
         expected_failures: name of a check -> why it fails.
 
     Returns:
-        Results by name: "shape", "dtype", "own draws accepted", "seed", "score", "missing values", "normalised",
+        A report of "shape", "dtype", "own draws accepted", "seed", "score", "missing values", "normalised",
         "marginal law" (Kolmogorov-Smirnov or chi-square of the draws of one value), "likelihood ratio" (of all
         values at once, ``E[p(y | m + v) / p(y | m)] = 1``), "expectation", "variance", "global state".
 

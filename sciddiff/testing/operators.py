@@ -46,7 +46,7 @@ def check_operator(
         expected_failures: name of a check -> why it fails.
 
     Returns:
-        Results by name: "shape", "empty batch", "dtype", "labels", "batch invariance", "input untouched",
+        A report of "shape", "empty batch", "dtype", "labels", "batch invariance", "input untouched",
         "global state", "linearity", "adjoint", "autograd", "vjp", "jvp". What does not apply is skipped.
 
     Raises:

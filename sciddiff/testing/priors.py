@@ -42,7 +42,7 @@ def check_prior(
         expected_failures: name of a check -> why it fails.
 
     Returns:
-        Results by name: "shape", "dtype", "batch invariance", "clean limit" (``D -> z`` as sigma falls), "autograd"
+        A report of "shape", "dtype", "batch invariance", "clean limit" (``D -> z`` as sigma falls), "autograd"
         (VJP against finite differences), "seed", "global state" and, where they apply: "conditional mean"
         (``z0 - D`` is uncorrelated with ``z`` and ``D``), "score" (the slope of ``log_density``), "covariance"
         (``sigma^2 J C`` against `Prior.covariance`), "symmetric", "positive" and "sampler" (what a solver makes of the
