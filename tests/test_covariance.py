@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from sciddiff import covariance as cov
+from sciddiff.covariance import makers, pairs
 from sciddiff.errors import InputError
 from sciddiff.spaces import Space
 
@@ -420,8 +421,8 @@ def test_what_is_no_covariance_is_refused(make, word):
 
 
 def test_dense_matrices_that_are_too_large_are_refused(monkeypatch):
-    for module in ("makers", "pairs"):
-        monkeypatch.setattr(f"sciddiff.covariance.{module}.DENSE_LIMIT", 3)
+    for module in (makers, pairs):
+        monkeypatch.setattr(module, "DENSE_LIMIT", 3)
     with pytest.raises(InputError, match="at most 3 rows"):
         cov.dense(np.eye(4))
     with pytest.raises(InputError, match="4 values in different bases"):

@@ -10,6 +10,7 @@ from scipy import sparse, stats
 from torchdiffeq import odeint
 
 import sciddiff as sd
+from sciddiff.covariance import pairs
 from sciddiff.errors import ConvergenceError, DivergenceError, InputError
 from sciddiff.priors.mixture import GaussianMixturePrior
 from sciddiff.solvers import (
@@ -197,7 +198,7 @@ def test_adaptive_agrees_with_torchdiffeq_on_the_ode_in_sigma():
 def test_a_markov_field_keeps_a_bounded_number_of_factors_however_many_levels_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("sciddiff.covariance.pairs._FACTORS", 5)
+    monkeypatch.setattr(pairs, "_FACTORS", 5)
     field = sd.covariance.precision(sparse.diags([-np.ones(5), 2.5 * np.ones(6), -np.ones(5)], [-1, 0, 1]))
     prior = sd.GaussianPrior(sd.Space({"i": 6}), field)
     kept = prior.sample(3, seed=0, solver=Heun(steps=20))
