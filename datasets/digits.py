@@ -29,9 +29,9 @@ TRAIN, VALIDATION, TEST = slice(0, 1297), slice(1297, 1497), slice(1497, 1797)
 
 
 def space() -> Space:
-    """One digit: ink density on 8 x 8 cells, ``y`` downwards."""
+    """One digit: ink density on 8 x 8 cells; the first row is the top one."""
     c = (np.arange(8) + 0.5) / 8
-    return Space({"y": c, "x": c}, {"ink": Variable(("y", "x"), "1", attrs={"long_name": "ink density"})})
+    return Space({"y": c[::-1].copy(), "x": c}, {"ink": Variable(("y", "x"), "1", attrs={"long_name": "ink density"})})
 
 
 def make(path: str | Path) -> None:

@@ -30,13 +30,14 @@ SUMMARY = (
 HERE = Path(__file__).parent
 VIEWS, NOISE_SD = 5, 0.02
 IMAGES, SAMPLES = 100, 32
-TRAINING = {
-    "network": "mlp",
-    "settings": {"width": 256, "depth": 4},
-    "steps": 8000,
+# chosen by the CRPS of the validation digits; an MLP (width 256, depth 4) had .048 where this U-Net has .037
+TRAINING: dict[str, Any] = {
+    "network": "unet",
+    "settings": {"width": 32},
+    "steps": 6000,
     "batch": 64,
     "learning_rate": 1e-3,
-    "weight_decay": 1e-2,
+    "weight_decay": 2e-2,
 }
 
 
@@ -103,12 +104,14 @@ def scores(truth: xr.DataArray, mean: xr.DataArray, draws: xr.DataArray | None =
     if draws is None:
         # for a point estimate the CRPS is the absolute error
         return {**out, "crps": float(abs(mean - truth).mean())}
-    covered = coverage(draws, truth, levels=(0.5, 0.9))
+    # ink is counted in sixteenths: draws are rounded to what the data can be, and ties are shared
+    covered = coverage((draws * 16).round() / 16, truth, levels=(0.5, 0.9))
     return {
         **out,
         "crps": float(crps(draws, truth).mean()),
         "coverage_50": float(covered.sel(level=0.5)),
         "coverage_90": float(covered.sel(level=0.9)),
+        "coverage_90_unrounded": float(coverage(draws, truth, levels=(0.9,)).sel(level=0.9)),
     }
 
 
@@ -137,6 +140,7 @@ def run(*, seed: int = 0, progress: bool | None = None) -> Result:
         "crps": Metric(ours["crps"], "1", exact["crps"], "fitted Gaussian prior"),
         "coverage_50": Metric(ours["coverage_50"], "1", 0.5, "nominal"),
         "coverage_90": Metric(ours["coverage_90"], "1", 0.9, "nominal"),
+        "coverage_90_unrounded": Metric(ours["coverage_90_unrounded"], "1", 0.9, "nominal"),
         "coverage_90_gaussian": Metric(exact["coverage_90"], "1", 0.9, "nominal"),
     }
     notes = [
@@ -148,10 +152,10 @@ def run(*, seed: int = 0, progress: bool | None = None) -> Result:
     figures = {
         "fields": Figure(
             picture(network, draws["network"]),
-            "Three test digits: truth, sinogram, posterior mean and sd, and draws.",
+            "One test digit: truth, sinogram, posterior mean and sd, and draws.",
         ),
         "coverage": Figure(
-            sd.plot.coverage(draws["network"], network.truth).figure,
+            sd.plot.coverage((draws["network"] * 16).round() / 16, network.truth).figure,
             "How often the truth lies in the central intervals of the draws.",
         ),
     }

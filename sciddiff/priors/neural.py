@@ -231,7 +231,7 @@ class NeuralPrior(Prior):
             InputError: on another dtype than the network's, a wrong shape, or a sigma that is not positive.
         """
         value = _levels(sigma, _checked(z, self))
-        with _evaluating(self.network):
+        with evaluating(self.network):
             return self.preconditioning.denoise(self.network, z, value)
 
     def gaussian_covariance(self, sigma: float) -> Covariance | None:
@@ -333,7 +333,7 @@ class NetworkPrior(Prior):
         axis = self.channel_axis and not (self.space.homogeneous and len(self.space.components) > 1)
         when = t.expand(len(z)) if self.time is None else self.time(t.expand(len(z)))
         when = when.to(z) if when.is_floating_point() else when.to(z.device)
-        with _evaluating(self.network):
+        with evaluating(self.network):
             out = self.network(x.unsqueeze(1) if axis else x, when)
         if out.shape != (x.unsqueeze(1) if axis else x).shape:
             raise _wrong_output(tuple((x.unsqueeze(1) if axis else x).shape), tuple(out.shape))
@@ -524,7 +524,7 @@ def _wrong_output(given: tuple[int, ...], returned: tuple[int, ...]) -> InputErr
 
 
 @contextmanager
-def _evaluating(network: Network) -> Iterator[None]:
+def evaluating(network: Network) -> Iterator[None]:
     """Evaluation mode for as long as it takes; every module gets its own mode back."""
     modules: list[nn.Module] = []
     if isinstance(network, nn.Module) and network.training:

@@ -36,7 +36,8 @@ from sciddiff.errors import InputError, SciddiffError
 from sciddiff.priors.base import Normalisation, Prior
 from sciddiff.priors.files import pack, read_document, read_tensors, seal, write
 from sciddiff.priors.gaussian import GaussianPrior
-from sciddiff.priors.neural import NeuralPrior
+from sciddiff.priors.neural import NeuralPrior, evaluating
+from sciddiff.random import Streams
 from sciddiff.spaces import Space
 
 __all__ = ["load_prior", "save_prior"]
@@ -172,7 +173,32 @@ def _neural(prior: NeuralPrior, tensors: dict[str, Tensor], half: bool) -> dict[
         "largest": prior.largest,
         "history": prior.history,
         "network": _identify(prior.network),
+        "answer": _answer(prior),
     }
+
+
+def _answer(prior: NeuralPrior) -> list[float]:
+    """What the network says to one fixed input: weights alone do not tell with which code they were trained."""
+    grid = prior.space.grid if prior.space.homogeneous else (prior.space.size,)
+    streams = Streams(0, [0], purpose="answer")
+    x = streams.normal((prior.preconditioning.inputs, *grid), dtype=prior.dtype, device=prior.device)
+    with torch.no_grad(), evaluating(prior.network):
+        out = prior.network(x, torch.zeros(1, dtype=prior.dtype, device=prior.device)).double().cpu()
+    return [float(out.square().mean().sqrt()), *out.flatten()[:16].tolist()]
+
+
+def _check_answer(prior: NeuralPrior, stored: list[float]) -> None:
+    """Refuse a network that no longer computes what it did when it was saved; half precision is within 5 %."""
+    now = torch.tensor(_answer(prior), dtype=torch.float64)
+    was = torch.tensor(stored, dtype=torch.float64)
+    # the first entry is the rms of the whole output, the scale of the others
+    if now.shape != was.shape or bool(((now - was).abs() > 0.05 * was[0].abs() + 1e-6).any()):
+        raise InputError(
+            "path",
+            expected="a network that answers as it did when it was saved",
+            got="another answer to the same input: the network's code has changed since",
+            fix="use the version of sciddiff (or of your network) that trained it, or train it again",
+        )
 
 
 def _identify(network: nn.Module) -> dict[str, Any]:
@@ -267,7 +293,7 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor], network: 
         if not bool((torch.broadcast_to(units.scale, space.shape) > 0).all()):
             raise ValueError("a scale that is not positive")
         torch.broadcast_to(units.mean, space.shape)
-    return NeuralPrior(
+    prior = NeuralPrior(
         _network(document["network"], tensors, network).to(dtype),
         space,
         units,
@@ -278,6 +304,8 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor], network: 
         history=document["history"],
         **levels,
     )
+    _check_answer(prior, document["answer"])
+    return prior
 
 
 def _space(data: Any) -> Space:

@@ -316,7 +316,7 @@ def test_optimal_shrinkage_has_a_lower_error_than_none_and_than_all():
         ({"gaussian": None}, "normalisation"),
         ({"gaussian": None, "normalisation": UNIT}, "network|largest"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_what_does_not_fit_is_refused_at_once(arguments: dict, words: str):
     gaussian = gaussians()["dense"]

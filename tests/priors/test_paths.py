@@ -225,7 +225,7 @@ def test_dtype_follows_the_network_and_a_copy_is_converted():
         ({"net": lambda x, t: x.double(), "dtype": torch.float32}, "float32"),
         ({"reference": white((3,))}, "reference"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_a_network_that_does_not_fit_is_refused_at_once(change: dict, words: str):
     arguments = {"net": lambda x, t: x, "predicts": "noise", "path": "vp", "sigma_max": 50.0, **change}

@@ -439,3 +439,17 @@ def test_the_tensors_of_a_document_are_all_that_is_read(tmp_path: Path):
     entries["network.last.bias"] = ["float32", [7]]
     with pytest.raises(InputError, match="other tensors"):
         read_tensors(tmp_path / "prior.safetensors", document["tensors"])
+
+
+def test_weights_whose_network_computes_something_else_now_are_refused(tmp_path, monkeypatch):
+    units = Normalisation(torch.zeros(()), torch.ones(()))
+    prior = NeuralPrior(MLP(features=8, width=16, depth=1), Space({"i": 8}), units, largest=1.0)
+    with torch.no_grad():
+        for parameter in prior.network.parameters():
+            parameter.add_(0.1)
+    prior.save(tmp_path / "mine")
+    load_prior(tmp_path / "mine")
+    whole = MLP.forward
+    monkeypatch.setattr(MLP, "forward", lambda self, x, time: 1.2 * whole(self, x, time))
+    with pytest.raises(InputError, match="answers as it did"):
+        load_prior(tmp_path / "mine")
