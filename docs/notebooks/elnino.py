@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # A year of El Niño, many times over
+# # A year of El Niño
 #
 # Every few years the water off Peru stays warm for most of a year. This notebook asks a small network what it
 # knows about that: it was trained on 45 years of monthly sea-surface temperature, as a prior over windows of
