@@ -1,9 +1,10 @@
 """How far every method's draws are from the exact posterior, with the exact denoiser: any error is the method's own.
 
-Two settings whose posterior is known. An Ornstein-Uhlenbeck series (64 times, length scale 8, 16 of them observed
-with sd 0.1 of the prior's): means and standard deviations in units of the exact ones, and Gaussian W2. And the mixture of
-25 Gaussians of the MCGdiff paper (Cardoso et al. 2023, arXiv 2308.07983; 8 dimensions, 1, 2 or 4 data): sliced
-W1. Distances are divided by their floor, the same estimator on pairs of exact sets of that size: 1.00 is perfect.
+Two settings whose posterior is known. An Ornstein-Uhlenbeck series (64 times, length scale 8, 16 of them
+observed with sd 0.1 of the prior's): means and standard deviations in units of the exact ones, and Gaussian
+W2. And the mixture of 25 Gaussians of the MCGdiff paper (Cardoso et al. 2023, arXiv 2308.07983; 8 dimensions,
+1, 2 or 4 data): sliced W1. Distances are divided by their floor, the same estimator on pairs of exact sets of
+that size: 1.00 is perfect.
 
     python benchmarks/fidelity.py [--seeds 5] [--draws 1000] [--only series|mixture]
 """

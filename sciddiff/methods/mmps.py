@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 
-from sciddiff.covariance import Covariance
+from sciddiff.covariance import Covariance, multiple
 from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.linalg import cg
 from sciddiff.methods.base import Guided, GuidedDenoiser, Run, tweedie
@@ -34,12 +34,13 @@ class MMPS(GuidedDenoiser):
     """Moment-matching posterior sampling, for linear operators and Gaussian noise.
 
     Args:
-        covariance: what stands for ``Cov[z0 | z]``; None takes the prior's best:
-            "exact": ``sigma^2 J C``, for exact priors. Where it does not depend on z, ``R + B Cov B^T`` is formed
-            and factored once per sigma; else CG on VJPs, to ``rtol`` or `ConvergenceError`.
-            "guarded": the same, symmetrised, for networks; CG stops at negative curvature. Two VJPs an iteration.
-            "gaussian": that of the Gaussian fitted to the prior: positive, no VJP.
-            "scalar": ``gamma sigma^2 C`` in the solve and one VJP outside (Rozet and Louppe 2023, SDA).
+        covariance: what stands for ``Cov[z0 | z]``; None takes the prior's best of these:
+
+            - "exact": ``sigma^2 J C``, for exact priors. Where it does not depend on z, ``R + B Cov B^T`` is formed
+              and factored once per sigma; else CG on VJPs, to ``rtol`` or `ConvergenceError`.
+            - "guarded": the same, symmetrised, for networks; CG stops at negative curvature. Two VJPs an iteration.
+            - "gaussian": that of the Gaussian fitted to the prior: positive, no VJP.
+            - "scalar": ``gamma sigma^2 C`` in the solve and one VJP outside (Rozet and Louppe 2023, SDA).
         rtol: relative residual of the Krylov solves, in the norm of ``R^-1``.
         max_iterations: most iterations of a Krylov solve.
         gamma: the factor of "scalar".
@@ -129,6 +130,9 @@ class _Fixed:
         size, systems = self.linear.size, 1 if self.seen is None else len(self.seen)
         self.form = size * max(size * systems, run.prior.space.size) <= _FORM_LIMIT
         self.factors: dict[float, tuple[Covariance, torch.Tensor | None]] = {}
+        if self.form:
+            # kept by the posterior; made here so that the first run rounds as every later one does
+            self.linear.matrix()
         self.kept = max(1, _FORM_LIMIT // (size**2 * systems))
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
@@ -146,9 +150,12 @@ class _Fixed:
 
     def gain(self, sigma: float, r: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
         """``Cov B^T (R + B Cov B^T)^-1 r`` on what was observed."""
+        return self.factor(sigma)[0].apply(self.linear.adjoint(self.weights(sigma, r, cases)))
+
+    def weights(self, sigma: float, r: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
+        """``(R + B Cov B^T)^-1 r`` on what was observed."""
         cov, factor = self.factor(sigma)
-        v = self.system.solve(cov.apply, r, cases) if factor is None else self.direct(factor, r, cases)
-        return cov.apply(self.linear.adjoint(v))
+        return self.system.solve(cov.apply, r, cases) if factor is None else self.direct(factor, r, cases)
 
     def factor(self, sigma: float) -> tuple[Covariance, torch.Tensor | None]:
         if sigma not in self.factors:
@@ -204,17 +211,14 @@ class _Scalar:
     """SDA's rule: ``D_y = D + sigma^2 C J^T B^T (R + gamma sigma^2 B C B^T)^-1 (y - B D)``."""
 
     def __init__(self, method: MMPS, run: Run) -> None:
-        self.run, self.gamma = run, method.gamma
-        self.linear, self.system = run.posterior.linear_gaussian(), _System(method, run)
+        self.run, reference = run, run.prior.reference
+        # the covariance in the solve does not depend on z, so that it is factored as a fixed one is
+        self.fixed = _Fixed(method, run, lambda sigma: multiple(reference, method.gamma * sigma**2))
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
         d, cov = tweedie(self.run, z, sigma)
-        self.run.cost.operator_calls += 2 * len(z)
-        reference = self.run.prior.reference
-        v = self.system.solve(
-            lambda w: self.gamma * sigma**2 * reference.apply(w), self.linear.residual(d, cases), cases
-        )
-        return d + cov(self.linear.adjoint(v))
+        linear = self.fixed.linear
+        return d + cov(linear.adjoint(self.fixed.weights(sigma, linear.residual(d, cases), cases)))
 
 
 @final
