@@ -112,7 +112,10 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(2)
     posterior = build()
-    methods = {"MMPS, SDA's scalar": sd.MMPS(covariance="scalar"), "DPS as a guided denoiser": sd.DPSDenoiser()}
+    methods = {
+        "MMPS, SDA's scalar": sd.MMPS(covariance="scalar"),
+        "DPS as a guided denoiser": sd.DPSDenoiser(),
+    }
     for name, method in methods.items():
         print(json.dumps({"method": name, **ratio(posterior, method, rounds)}))
 

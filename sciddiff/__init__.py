@@ -2,9 +2,9 @@
 
 from importlib.metadata import version
 
-from sciddiff import covariance, noise, operators, plot, solvers
+from sciddiff import covariance, noise, operators, plot, solvers, testing
 from sciddiff.assimilation import forecast, impute
-from sciddiff.bench.catalog import problem
+from sciddiff.bench.catalog import load_prior, problem
 from sciddiff.diagnostics import summary
 from sciddiff.draws import load, save, to_arviz
 from sciddiff.methods import DPS, MMPS, DPSDenoiser, EnsembleKalman, GaussianVI, methods_for
@@ -15,7 +15,6 @@ from sciddiff.priors import (
     GaussianPrior,
     NeuralPrior,
     Prior,
-    load_prior,
 )
 from sciddiff.spaces import Space, Variable
 from sciddiff.training import train
@@ -49,6 +48,7 @@ __all__ = [
     "save",
     "solvers",
     "summary",
+    "testing",
     "to_arviz",
     "train",
 ]

@@ -25,12 +25,28 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from sciddiff.bench.problem import Problem
 from sciddiff.errors import InputError
 
-__all__ = ["Card", "card", "dataset", "definition", "locate", "module", "problem", "problems"]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from sciddiff.priors import Prior
+
+__all__ = [
+    "Card",
+    "card",
+    "dataset",
+    "definition",
+    "load_prior",
+    "locate",
+    "module",
+    "problem",
+    "problems",
+]
 
 GROUP = "sciddiff.problems"
 PACKAGE = "sciddiff_catalog"
@@ -98,6 +114,38 @@ def problem(name: str | Path, seed: int = 0) -> Problem:
             fix="return sciddiff.bench.Problem(...)",
         )
     return loaded
+
+
+def load_prior(
+    name: str | Path, network: nn.Module | None = None, *, device: torch.device | str = "cpu"
+) -> Prior:
+    """Read a prior: one that `Prior.save` wrote, or the one that is shipped with a problem.
+
+    Args:
+        name: the path that was given to `Prior.save`, or the name of a problem. A path that exists comes first.
+        network: see `sciddiff.priors.load_prior`.
+        device: of the states and the network.
+
+    Raises:
+        InputError: if there is neither, or the files are damaged, altered or of a newer version.
+
+    Example:
+        >>> load_prior("elnino").space.dims
+        ('time',)
+    """
+    from sciddiff.priors import load_prior as read
+
+    shipped = problems().get(str(name))
+    if shipped is not None and not Path(f"{name}.json").exists():
+        if not (shipped / "prior.json").exists():
+            raise InputError(
+                "name",
+                expected="a problem with a trained prior",
+                got=repr(name),
+                fix=f"its prior is exact: take problem({str(name)!r}).prior",
+            )
+        return read(shipped / "prior", network, device=device)
+    return read(name, network, device=device)
 
 
 def dataset(name: str) -> ModuleType:

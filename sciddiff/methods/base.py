@@ -363,6 +363,6 @@ def bar(show: bool | None) -> Callable[[Iterable[int]], Iterable[int]]:
         show = sys.stderr.isatty() or "ipykernel" in sys.modules
     if not show:
         return lambda steps: steps
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     return lambda steps: tqdm(steps, desc="sampling", leave=False)

@@ -565,7 +565,7 @@ def _bar(show: bool | None, steps: int, begun: int) -> Iterator[Callable[[float 
     if not ((sys.stderr.isatty() or "ipykernel" in sys.modules) if show is None else show):
         yield lambda loss: None
         return
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     with tqdm(total=steps, initial=begun, desc="training") as bar:
 
