@@ -52,8 +52,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_importing_sciddiff_costs_at_most_0_3_seconds_more_than_importing_torch():
-    script = "import torch, time; t = time.perf_counter(); import sciddiff; print(time.perf_counter() - t)"
-    # the minimum: other work on the machine can only add to a time
+    script = "import torch, time; t = time.process_time(); import sciddiff; print(time.process_time() - t)"
+    # processor time, and the least of it: other work on the machine can only add to it
     seconds = min(float(run(sys.executable, "-c", script)) for _ in range(TRIALS))
     assert seconds <= 0.3
 

@@ -7,13 +7,25 @@ from typing import Any, Literal, final
 
 import torch
 
-from sciddiff.covariance import Covariance, dense, diagonal, joint, scaled, white
+from sciddiff.covariance import (
+    Covariance,
+    Eigen,
+    dense,
+    diagonal,
+    frequencies,
+    joint,
+    scaled,
+    spectral,
+    white,
+)
 from sciddiff.errors import InputError
 from sciddiff.priors.base import Normalisation, Prior, check_dtype, level, sigma_range
 from sciddiff.random import Streams
 from sciddiff.spaces import Space, check_space
 
 __all__ = ["GaussianPrior"]
+
+_BOUNDARIES = ("periodic", "neumann", "dirichlet")
 
 
 @final
@@ -118,24 +130,27 @@ class GaussianPrior(Prior):
             data: states along ``batch_dim``: xarray, numpy or torch ``(n, *shape)``.
             space: the states.
             batch_dim: name of the dim of ``data`` that counts states.
-            kind: "dense" (sample covariance) or "diagonal".
+            kind: "dense" (sample covariance), "diagonal", or the boundary of a regular grid, "periodic", "neumann" or
+                "dirichlet": variables independent of each other and diagonal in the grid's modes (see
+                `covariance.spectral`), which takes few states; "periodic" means are the same everywhere.
             shrinkage: weight in [0, 1] of the diagonal in the dense covariance; "optimal" estimates the
                 weight of least squared error of the correlations (Schäfer and Strimmer 2005,
                 "A shrinkage approach to large-scale covariance matrix estimation", section 2.4).
             settings: passed to the constructor.
 
         Raises:
-            InputError: on fewer than two states, an unknown kind or a shrinkage outside [0, 1].
+            InputError: on fewer than two states, an unknown kind, modes of states that are not on a grid, or
+                a shrinkage outside [0, 1].
         """
         states = space.tensor(data, batch_dim=batch_dim)
         if len(states) < 2:
             raise InputError("data", expected="at least 2 states", got=len(states), fix="pass more data")
-        if kind not in ("dense", "diagonal"):
+        if kind not in ("dense", "diagonal", *_BOUNDARIES) or (kind in _BOUNDARIES and not space.homogeneous):
             raise InputError(
                 "kind",
-                expected="'dense' or 'diagonal'",
+                expected=f"'dense', 'diagonal' or, for variables on one grid, one of {_BOUNDARIES}",
                 got=repr(kind),
-                fix="choose one; for fields build a spectral covariance",
+                fix="choose one",
             )
         if shrinkage != "optimal" and not (isinstance(shrinkage, (int, float)) and 0.0 <= shrinkage <= 1.0):
             raise InputError(
@@ -145,20 +160,48 @@ class GaussianPrior(Prior):
                 fix="0 keeps the sample covariance",
             )
         mean = states.mean(0)
-        flat = (states - mean).flatten(1)
-        if kind == "diagonal":
-            return cls(
-                space, diagonal(flat.square().sum(0).reshape(space.shape) / (len(flat) - 1)), mean, **settings
-            )
-        matrix = flat.T @ flat / (len(flat) - 1)
-        shrinkage = _shrinkage(flat) if shrinkage == "optimal" else shrinkage
-        matrix = (1 - shrinkage) * matrix + shrinkage * torch.diag(torch.diagonal(matrix))
-        reference = settings.get("reference")
-        if shrinkage > 0 and reference is not None and reference.rank < len(matrix):
-            # the diagonal has mass outside the range of the noise, which the data have not
-            for _ in range(2):
-                matrix = reference.apply(reference.solve(matrix.reshape(-1, *space.shape))).flatten(1).T
-        return cls(space, dense(matrix, space.shape), mean, **settings)
+        if kind in _BOUNDARIES:
+            mean = _everywhere(mean, space) if kind == "periodic" else mean
+            covariance = _in_modes(states - mean, space, kind)
+        elif kind == "diagonal":
+            covariance = diagonal((states - mean).square().sum(0) / (len(states) - 1))
+        else:
+            covariance = _dense(states - mean, shrinkage, settings.get("reference"))
+        return cls(space, covariance, mean, **settings)
+
+
+def _everywhere(mean: torch.Tensor, space: Space) -> torch.Tensor:
+    """The mean of each variable over the grid."""
+    return mean.mean(tuple(range(-len(space.grid), 0)), keepdim=True).expand(space.shape)
+
+
+def _in_modes(centred: torch.Tensor, space: Space, boundary: str) -> Covariance:
+    """Variances of the modes of the grid, the same for the cosine and the sine of a frequency."""
+    axes = len(space.grid)
+    basis = spectral(space.shape, 1.0, boundary, axes=axes).basis
+    variances = basis.analysis(centred).square().sum(0) / (len(centred) - 1)
+    if boundary == "periodic":
+        for axis, n in enumerate(space.grid, -axes):
+            k = torch.from_numpy(frequencies(n, boundary))
+            same = (k[:, None] == k).double()
+            pooled = variances.movedim(axis, -1) @ (same / same.sum(1))
+            variances = pooled.movedim(-1, axis).contiguous()
+    return Eigen(basis, variances)
+
+
+def _dense(
+    centred: torch.Tensor, shrinkage: float | Literal["optimal"], reference: Covariance | None
+) -> Covariance:
+    """Sample covariance, with a weight on its diagonal."""
+    shape, flat = tuple(centred.shape[1:]), centred.flatten(1)
+    matrix = flat.T @ flat / (len(flat) - 1)
+    weight = _shrinkage(flat) if shrinkage == "optimal" else shrinkage
+    matrix = (1 - weight) * matrix + weight * torch.diag(torch.diagonal(matrix))
+    if weight > 0 and reference is not None and reference.rank < len(matrix):
+        # the diagonal has mass outside the range of the noise, which the data have not
+        for _ in range(2):
+            matrix = reference.apply(reference.solve(matrix.reshape(-1, *shape))).flatten(1).T
+    return dense(matrix, shape)
 
 
 def _shrinkage(centred: torch.Tensor) -> float:

@@ -40,7 +40,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     write(numbers, data)
     document = {"format": _FORMAT, "version": _VERSION, "step": checkpoint.step}
     write(folder / "checkpoint.json", seal({**document, "record": checkpoint.record, "tensors": manifest}))
-    for old in folder.glob("checkpoint-*.safetensors*"):
+    # with the one before go the halves that a killed process left
+    for old in [*folder.glob("checkpoint-*.safetensors*"), *folder.glob("checkpoint.json.tmp-*")]:
         if old != numbers:
             old.unlink(missing_ok=True)
 
