@@ -51,6 +51,7 @@ Augment = Callable[[Tensor, np.random.Generator], Tensor]
 _BANDS = 6
 _RAMP = 0.1
 _DENSE_LIMIT = 4096
+_FITS = ("auto", "dense", "diagonal", "periodic", "neumann", "dirichlet")
 
 
 def train(
@@ -59,7 +60,7 @@ def train(
     *,
     network: Literal["unet", "mlp"] | nn.Module = "unet",
     settings: Mapping[str, Any] | None = None,
-    gaussian: Literal["dense", "diagonal"] | GaussianPrior | None = "dense",
+    gaussian: str | GaussianPrior | None = "auto",
     reference: Covariance | None = None,
     steps: int = 10_000,
     batch: int = 64,
@@ -94,8 +95,11 @@ def train(
         network: "unet" for grids, "mlp" for up to a few hundred numbers, or a module ``F(x, time)``, of which a
             copy is trained, see `NeuralPrior` (a prior's ``network`` goes on from there).
         settings: of a network by name, e.g. ``{"width": 64, "padding": "circular"}``.
-        gaussian: the skip path: a Gaussian that is fitted, "dense" (up to 4096 values, correlations shrunk as far as
-            so many states require) or "diagonal"; one of your own on this space; None for EDM's skip.
+        gaussian: the skip path: a Gaussian that is fitted, "dense" (up to 4096 values, correlations shrunk as far as so
+            few states require), "diagonal", or "periodic", "neumann" or "dirichlet" (diagonal in the modes of the grid,
+            see `GaussianPrior.fit`); one of your own on this space; None for EDM's skip. Default "auto": "neumann" for
+            a U-Net with under ten states for each value or over 4096 values, whose kernels could not undo the
+            sampling noise of a dense fit; else "dense", or "diagonal" above 4096 values.
         reference: covariance of the noise in normalised units; default white, or the Gaussian's own.
         steps: optimiser steps.
         batch: states a step; an iterable decides itself.
@@ -441,7 +445,8 @@ def _untrained(
     device: torch.device,
 ) -> NeuralPrior:
     """The prior before training: the fitted Gaussian, or EDM's skip path alone."""
-    fitted = _fit_gaussian(states, space, gaussian, reference)
+    convolves = network == "unet" and space.homogeneous
+    fitted = _fit_gaussian(states, space, gaussian, reference, convolves=convolves)
     units = Normalisation.fit(states, space) if fitted is None else fitted.normalisation
     noise = (white(space.shape) if reference is None else reference) if fitted is None else fitted.reference
     sample = units.normal(states[:: -(-len(states) // max(2, min(4096, 2**26 // space.size)))])
@@ -461,27 +466,37 @@ def _untrained(
 
 
 def _fit_gaussian(
-    states: Tensor, space: Space, gaussian: str | GaussianPrior | None, reference: Covariance | None
+    states: Tensor,
+    space: Space,
+    gaussian: str | GaussianPrior | None,
+    reference: Covariance | None,
+    *,
+    convolves: bool,
 ) -> GaussianPrior | None:
+    """The Gaussian of the skip path; see `train`."""
     if gaussian is None:
         return None
     if isinstance(gaussian, GaussianPrior):
         if reference is not None:
             raise InputError("reference", expected="none", got="one", fix="the Gaussian brings its own")
         return gaussian
-    if gaussian not in ("dense", "diagonal"):
+    if gaussian == "auto":
+        small = space.size <= _DENSE_LIMIT
+        few = len(states) < 10 * space.size or not small
+        gaussian = "neumann" if convolves and few else "dense" if small else "diagonal"
+    if gaussian not in _FITS:
         raise InputError(
             "gaussian",
-            expected="'dense', 'diagonal', a GaussianPrior or None",
+            expected=f"one of {_FITS}, a GaussianPrior or None",
             got=repr(gaussian),
-            fix="for large fields, give GaussianPrior(space, covariance.spectral(...))",
+            fix="choose one",
         )
     if gaussian == "dense" and space.size > _DENSE_LIMIT:
         raise InputError(
             "gaussian",
             expected=f"at most {_DENSE_LIMIT} values in a state for 'dense'",
             got=space.size,
-            fix="use 'diagonal', or GaussianPrior(space, covariance.spectral(...))",
+            fix="use 'neumann', 'periodic', 'diagonal' or a GaussianPrior of your own",
         )
     return GaussianPrior.fit(
         states,

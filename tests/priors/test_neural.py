@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from sciddiff.covariance import Covariance, centred, dense, diagonal, precision, spectral, white
+from sciddiff.covariance import (
+    Covariance,
+    centred,
+    dense,
+    diagonal,
+    frequencies,
+    precision,
+    spectral,
+    white,
+)
 from sciddiff.errors import InputError
 from sciddiff.methods import MMPS
 from sciddiff.networks import MLP, UNet
@@ -301,6 +310,29 @@ def test_optimal_shrinkage_has_a_lower_error_than_none_and_than_all():
             errors[trial, column] = (fitted.apply(torch.eye(30, dtype=FLOAT)) - truth).square().sum()
     gain = errors[:, 1:] - errors[:, :1]
     assert (gain.mean(0) > 5 * gain.std(0) / len(errors) ** 0.5).all()
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "neumann", "dirichlet"])
+def test_a_fit_in_the_modes_of_the_grid_finds_their_variances(boundary: str):
+    n, shape = 4000, (2, 4, 5)
+    space = Space({"i": 4, "j": 5}, ["u", "v"])
+    ky, kx = (torch.from_numpy(frequencies(size, boundary)) for size in shape[1:])
+    variances = torch.stack([(1 + ky[:, None] ** 2 + kx**2) ** -1.0, 3 * (2 + ky[:, None] + kx) ** -2.0])
+    exact = GaussianPrior(space, spectral(shape, variances, boundary, axes=2), 7.0 + torch.zeros(shape))
+    draws = exact.sample(n, seed=0)
+    fitted = GaussianPrior.fit(draws, space, kind=boundary)
+    ratio = fitted.physical_covariance.eigenvalues / variances
+    # a variance of n - 1 squares of normals, 40 of them; less where cosines and sines are taken together
+    assert float((ratio - 1).abs().max()) < 5 * (2 / n) ** 0.5
+    pairs = {"periodic": 4.0, "neumann": 1.0, "dirichlet": 1.0}[boundary]
+    assert float(((ratio[:, 1:3, 1:3] - 1) ** 2).mean()) * pairs < 4 * 2 / n
+    sd = exact.physical_covariance.variance().sqrt() / n**0.5
+    assert bool(((fitted.normalisation.mean - 7.0).abs() < 5 * sd).all())
+    assert (boundary == "periodic") == bool(
+        (fitted.normalisation.mean[0] == fitted.normalisation.mean[0, 0, 0]).all()
+    )
+    with pytest.raises(InputError, match="one grid"):
+        GaussianPrior.fit(normal(0, 9, 5), gaussians()["two dims"].space, kind=boundary)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from sciddiff.covariance import centred, dense, white
+from sciddiff.covariance import Axes, Full, Standard, centred, dense, white
 from sciddiff.errors import DivergenceError, InputError
 from sciddiff.networks import MLP
 from sciddiff.priors import GaussianPrior, NeuralPrior, load_prior
@@ -439,10 +439,12 @@ def test_sigma_max_follows_the_data_and_not_only_the_fitted_gaussian():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("gaussian", ["dense", "diagonal", None])
+@pytest.mark.parametrize("gaussian", ["dense", "diagonal", "neumann", None])
 def test_every_kind_of_space_trains_and_comes_back_from_disk(
     space: Space, network: str, settings: dict, gaussian: str | None, tmp_path: Path
 ):
+    if gaussian == "neumann" and not space.homogeneous:
+        pytest.skip("variables on different dims have no common grid")
     data = normal(0, 40, *space.shape)
     arguments = TINY | {"network": network, "settings": settings, "steps": 2}
     prior = train(data, space, **arguments, gaussian=gaussian, seed=0)
@@ -560,8 +562,19 @@ def test_bad_settings_are_refused_before_training(change: dict, words: str):
 
 
 def test_a_large_state_is_not_given_a_dense_gaussian():
+    data, space = normal(0, 8, 65, 64), Space({"i": 65, "j": 64})
     with pytest.raises(InputError, match="diagonal"):
-        train(np.zeros((2, 5000)), Space({"i": 5000}), **TINY, seed=0)
+        train(data, space, **TINY | {"steps": 1}, gaussian="dense", seed=0)
+    unet = TINY | {"network": "unet", "settings": {"width": 4, "blocks": 1}, "steps": 1}
+    for settings, basis in ((TINY | {"steps": 1}, Standard), (unet, Axes)):
+        assert type(train(data, space, **settings, seed=0).gaussian.physical_covariance.basis) is basis
+
+
+def test_a_unet_gets_the_modes_of_the_grid_where_states_are_few():
+    unet = TINY | {"network": "unet", "settings": {"width": 4, "blocks": 1}, "steps": 1}
+    for states, basis in ((159, Axes), (160, Full)):
+        prior = train(normal(0, states, 4, 4), Space({"i": 4, "j": 4}), **unet, seed=0)
+        assert type(prior.gaussian.physical_covariance.basis) is basis
 
 
 def test_a_loss_that_is_no_longer_finite_stops_the_run():
