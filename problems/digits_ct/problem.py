@@ -34,6 +34,7 @@ IMAGES, SAMPLES = 100, 32
 TRAINING: dict[str, Any] = {
     "network": "unet",
     "settings": {"width": 32},
+    "gaussian": "dense",
     "steps": 6000,
     "batch": 64,
     "learning_rate": 1e-3,
