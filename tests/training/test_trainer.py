@@ -205,6 +205,8 @@ def test_a_run_that_was_killed_ends_with_the_same_weights_bit_for_bit(tmp_path: 
     child.communicate()
     assert child.returncode == -signal.SIGKILL
     stopped = load_checkpoint(tmp_path).step
+    for name in ("checkpoint.json", "checkpoint-000000028.safetensors"):  # had it come within a write
+        (tmp_path / f"{name}.tmp-1").write_bytes(b"half")
     assert 14 <= stopped < 60
 
     resumed, whole = _call(tmp_path), _call(None)
