@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["TEST", "TRAIN", "VALIDATION", "load", "make", "space"]
 
 SHA256 = "0258c0e3de00826fb31c0ca93acd9370afd99ae74d9e25a8dbc8a10790552c6c"
-# in the order of the table, which keeps the writers apart
+# in the order of the table
 TRAIN, VALIDATION, TEST = slice(0, 1297), slice(1297, 1497), slice(1497, 1797)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TITLE = "Handwritten digits from five noisy tomographic views"
 SUMMARY = (
     "Real handwritten digits of 8 x 8 cells are seen through parallel-beam tomography: five views of eight "
-    "detector bins, 40 noisy numbers for 64 unknown ones. The priors are learned from other people's digits: a Gaussian fitted to "
+    "detector bins, 40 noisy numbers for 64 unknown ones. The priors are learned from other digits: a Gaussian fitted to "
     "them, whose posterior is exact, and a network on top of it that learns what is not Gaussian. They are "
     "compared with filtered back-projection and Tikhonov regularisation, by the error of the mean, by the CRPS of every "
     "cell, and by how often the truth lies inside the intervals that the draws give."
@@ -145,7 +145,7 @@ def run(*, seed: int = 0, progress: bool | None = None) -> Result:
         "coverage_90_gaussian": Metric(exact["coverage_90"], "1", 0.9, "nominal"),
     }
     notes = [
-        f"{IMAGES} digits of the last 300 in the table; training and model choice used the 1497 before them, by other writers.",
+        f"{IMAGES} digits of the last 300 in the table; training and model choice used the 1497 before them.",
         f"Noise sd {NOISE_SD:g} on line integrals that reach about 0.6. PSNR is against a range of 1 and averaged over digits. "
         "The CRPS of a reconstruction without draws is its absolute error.",
         "Tikhonov's weight is the best of a grid on the validation digits.",
