@@ -14,6 +14,7 @@ from sciddiff.priors import (
     GaussianMixturePrior,
     GaussianPrior,
     NeuralPrior,
+    Normalisation,
     Prior,
 )
 from sciddiff.spaces import Space, Variable
@@ -31,6 +32,7 @@ __all__ = [
     "GaussianPrior",
     "GaussianVI",
     "NeuralPrior",
+    "Normalisation",
     "Posterior",
     "Prior",
     "Space",

@@ -155,6 +155,13 @@ class LinearGaussian:
             self._matrix = torch.cat([self.adjoint(block) for block in eye.split(64)])
         return self._matrix
 
+    def prepare(self) -> int:
+        """Make the `matrix`; returns the rows that went through an operator for it, 0 where it was there."""
+        if self._matrix is not None:
+            return 0
+        self.matrix()
+        return self.size
+
 
 @final
 class Posterior:

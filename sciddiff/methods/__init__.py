@@ -27,7 +27,7 @@ __all__ = [
     "methods_for",
 ]
 
-METHODS: tuple[type[Method], ...] = (MMPS, EnsembleKalman, GaussianVI, DPSDenoiser, DPS)
+METHODS: tuple[type[Method], ...] = (MMPS, GaussianVI, EnsembleKalman, DPSDenoiser, DPS)
 """In the order of how well their draws are calibrated where they fit; the first that fits is the default."""
 
 

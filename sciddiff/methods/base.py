@@ -119,8 +119,12 @@ class Run:
         return self.posterior.prior
 
     def solver_for(self, guided: Guided) -> Solver:
-        """The caller's solver, else `Moments` where the guided denoiser can draw from its covariance."""
-        chosen = self.solver or (Moments() if isinstance(guided, SpreadingGuided) else DPMSolver())
+        """The caller's solver, else `Moments` where the guided denoiser can draw from its covariance.
+
+        It is exact for exact Gaussian priors; for others the moments are a guess, which more steps correct.
+        """
+        moments = Moments() if self.prior.exact else Moments(steps=64)
+        chosen = self.solver or (moments if isinstance(guided, SpreadingGuided) else DPMSolver())
         chosen = chosen.with_steps(self.steps)
         self.notes["solver"] = repr(chosen)
         return chosen

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["MMPS"]
 
 _FORM_LIMIT = 2**27
-_CHOICES = ("exact", "guarded", "gaussian", "scalar")
+_CHOICES = ("exact", "guarded", "gaussian", "unit", "scalar")
 
 
 @final
@@ -39,7 +40,9 @@ class MMPS(GuidedDenoiser):
             - "exact": ``sigma^2 J C``, for exact priors. Where it does not depend on z, ``R + B Cov B^T`` is formed
               and factored once per sigma; else CG on VJPs, to ``rtol`` or `ConvergenceError`.
             - "guarded": the same, symmetrised, for networks; CG stops at negative curvature. Two VJPs an iteration.
-            - "gaussian": that of the Gaussian fitted to the prior: positive, no VJP.
+            - "gaussian": that of the Gaussian fitted to the prior: positive, no VJP. The default of trained priors.
+            - "unit": that of a Gaussian of variance one in normalised units: positive, no VJP. The default of networks
+              without a fitted Gaussian.
             - "scalar": ``gamma sigma^2 C`` in the solve and one VJP outside (Rozet and Louppe 2023, SDA).
         rtol: relative residual of the Krylov solves, in the norm of ``R^-1``.
         max_iterations: most iterations of a Krylov solve.
@@ -87,7 +90,7 @@ class MMPS(GuidedDenoiser):
         prior = posterior.prior
         if prior.exact:
             return "exact"
-        return "gaussian" if prior.gaussian_covariance(prior.sigma_max) is not None else "scalar"
+        return "gaussian" if prior.gaussian_covariance(prior.sigma_max) is not None else "unit"
 
     def misfit(self, posterior: Posterior) -> str | None:
         """Why the method does not fit, None if it does."""
@@ -106,6 +109,8 @@ class MMPS(GuidedDenoiser):
         run.notes["denoising_covariance"] = choice
         if choice == "gaussian":
             return _Fixed(self, run, run.prior.gaussian_covariance)
+        if choice == "unit":
+            return _Fixed(self, run, partial(_unit, run.prior.reference))
         if choice == "scalar":
             return _Scalar(self, run)
         if run.prior.covariance(run.prior.sigma_max) is not None:
@@ -132,7 +137,7 @@ class _Fixed:
         self.factors: dict[float, tuple[Covariance, torch.Tensor | None]] = {}
         if self.form:
             # kept by the posterior; made here so that the first run rounds as every later one does
-            self.linear.matrix()
+            run.cost.operator_calls += self.linear.prepare()
         self.kept = max(1, _FORM_LIMIT // (size**2 * systems))
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
@@ -189,6 +194,12 @@ class _Fixed:
         for i in pattern.unique().tolist():
             v[pattern == i] = torch.cholesky_solve(r[pattern == i].double().T, factor[i]).T.to(r)
         return v
+
+
+def _unit(reference: Covariance, sigma: float) -> Covariance:
+    """``Cov[z0 | z]`` of ``N(0, C/c)``, with ``c`` the mean variance of ``C``: of variance one per value."""
+    variance = 1.0 / float(reference.variance().mean())
+    return multiple(reference, sigma**2 * variance / (variance + sigma**2))
 
 
 @final

@@ -10,6 +10,7 @@ by SIGKILL, goes on from its last checkpoint to the same weights, bit for bit, o
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import sys
@@ -120,7 +121,8 @@ def train(
         batch_dim: the dim of labelled data that counts states.
         seed: fixes weights, order, levels and noise.
         out: folder for checkpoints; None writes none.
-        resume: go on with the run in ``out``, if there is one; False begins anew.
+        resume: go on with the run in ``out``, if there is one; False begins anew. A run with other arguments or
+            data is refused; of ``augment`` only the name can be compared, so pass False after changing its code.
         checkpoint_every: steps between checkpoints; default a twentieth of the steps.
         log_every: steps between records of the loss; default a hundredth of the steps.
         dtype: of the network and of the prior's states.
@@ -255,6 +257,7 @@ class Training:
         self.untrained, self.plan, self.law, self.states = untrained, plan, law, states
         self.augment, self.folder = augment, folder
         self.held_out = None if held_out is None else self.normal(held_out)
+        self.validation = None if held_out is None else _digest(held_out)
         self.network = untrained.network.train()
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.best: nn.Module | None = None
@@ -398,7 +401,11 @@ class Training:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on."""
+        """What has to be the same for a run to go on.
+
+        Of ``augment`` that is its qualified name: its code cannot be compared. What is computed from the data, by
+        products whose last digits depend on the number of threads, is compared to six digits.
+        """
         prior = self.untrained
         network = prior.network
         return dict(
@@ -410,9 +417,13 @@ class Training:
                         "space": prior.space.to_dict(),
                         "network": type(network).__name__,
                         "settings": getattr(network, "settings", None),
-                        "gaussian": None if prior.gaussian is None else f"{prior.gaussian.joint.largest:.6g}",
+                        "gaussian": None if prior.gaussian is None else _probed(prior.gaussian.law),
+                        "reference": _probed(prior.reference),
+                        "normalisation": _units(prior.normalisation, prior.space.shape),
+                        "season": None if prior.season is None else _digest(prior.season),
+                        "augment": None if self.augment is None else _qualified(self.augment),
                         "sigmas": [f"{self.law.low:.6g}", f"{self.law.high:.6g}", self.law.normal],
-                        "validation": None if self.held_out is None else list(self.held_out.shape),
+                        "validation": self.validation,
                         "dtype": str(prior.dtype),
                     }
                 )
@@ -425,6 +436,41 @@ class Training:
         made.network = self.average if self.best is None else self.best
         made.history = {name: list(values) for name, values in self.history.items()}
         return made
+
+
+# -- what a run is known by --------------------------------------------------------------------------
+
+
+def _digest(x: Tensor) -> str:
+    """A hash of values that a caller gave."""
+    return hashlib.sha256(x.detach().cpu().contiguous().numpy().data).hexdigest()
+
+
+def _probes(shape: tuple[int, ...]) -> Tensor:
+    """Fixed states of unit length, ``(4, *shape)``."""
+    x = Streams(0, range(4), purpose="identity").normal(shape, dtype=torch.float64)
+    return x / x.flatten(1).norm(dim=1).reshape(-1, *(1,) * len(shape))
+
+
+def _probed(covariance: Covariance) -> list[str]:
+    """``p^T Sigma p`` of fixed states ``p``."""
+    device = covariance.variance().device
+    p = _probes(tuple(covariance.shape)).to(device)
+    return [f"{v:.6g}" for v in (p * covariance.apply(p)).flatten(1).sum(1).tolist()]
+
+
+def _units(units: Normalisation, shape: tuple[int, ...]) -> list[str]:
+    """``p^T m/s`` and ``p^T (s p)`` of fixed states ``p``."""
+    p, scale = _probes(shape), units.scale.cpu().double()
+    means = (p * (units.mean.cpu().double() / scale)).flatten(1).sum(1).tolist()
+    scales = (p**2 * scale).flatten(1).sum(1).tolist()
+    return [f"{v:.6f}" for v in means] + [f"{v:.6g}" for v in scales]
+
+
+def _qualified(augment: Augment) -> str:
+    """Module and name of a function, or of the class of a callable object."""
+    named = augment if hasattr(augment, "__qualname__") else type(augment)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 # -- before the first step ---------------------------------------------------------------------------
@@ -483,7 +529,9 @@ def _fit_gaussian(
     if gaussian == "auto":
         small = space.size <= _DENSE_LIMIT
         few = len(states) < 10 * space.size or not small
-        gaussian = "neumann" if convolves and few else "dense" if small else "diagonal"
+        # a fit in the modes of a grid takes variables for independent, which would hide one from data on another
+        alone = len(space.components) == 1
+        gaussian = "neumann" if convolves and few and alone else "dense" if small else "diagonal"
     if gaussian not in _FITS:
         raise InputError(
             "gaussian",

@@ -158,7 +158,7 @@ def test_the_choice_follows_the_prior_and_is_recorded():
         return posterior.sample(2, method=MMPS(), steps=3, seed=0).attrs["denoising_covariance"]
 
     assert choice(mixture()) == "exact"
-    assert choice(Network(False)) == "scalar"
+    assert choice(Network(False)) == "unit"
     fitted = Network(False)
     fitted.gaussian_covariance = mixture().gaussian_covariance
     assert choice(fitted) == "gaussian"
