@@ -1,6 +1,11 @@
 """One prior over a window of a series fills its gaps and looks ahead: what is not seen is masked.
 
 The window's states are ``x``, the values seen are ``y = x + e`` and everything else, gaps and future alike, is NaN.
+
+The law of a prior belongs to the positions of its window, so dates may move only where it moves with them. A prior with
+a `season` has its mean on any calendar month. One whose mean varies along the window without a season keeps its phase: it
+needs ``period=``, and the window then begins a multiple of that many steps from the prior's own first date. A mean that
+does not vary is taken for a law that is the same everywhere; where that is wrong, pass ``period=`` too.
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ def forecast(
     seed: int,
     noise: Noise | None = None,
     method: Method | None = None,
+    period: int | None = None,
 ) -> xr.Dataset:
     """Draw the next ``horizon`` values of a series, given its past.
 
@@ -51,13 +57,15 @@ def forecast(
         seed: draw i depends on (seed, i) alone.
         noise: the measurement noise of the history; None: an sd of 1 % of the prior's own.
         method: the posterior sampler; None takes the default.
+        period: steps after which the law of the window repeats, such as 7 for daily data with a weekly rhythm; see
+            the module. 1: it is the same wherever the window begins.
 
     Returns:
         `xarray.Dataset` with dims ``("sample", "time")``, in the prior's units, on the future dates; ``lead`` counts
         the steps from ``init_time``, the last date of the history.
 
     Raises:
-        InputError: on a horizon outside the window, and as `impute`.
+        InputError: on a horizon outside the window, a window out of phase with the prior, and as `impute`.
     """
     window = _window_length(prior)
     if check_count("horizon", horizon) >= window:
@@ -69,6 +77,18 @@ def forecast(
         )
     past = _series(prior, history, "history")
     dates = _dates(past.index[-1], prior, before=window - horizon - 1, after=horizon)
+    late = _out_of_phase(prior, dates[0], period)
+    if late:
+        longer = horizon - late + (period or 1)
+        reach = (
+            f"horizon={longer}, of which the first {horizon} steps are those, or " if longer < window else ""
+        )
+        raise InputError(
+            "history",
+            expected=f"a window that begins a multiple of period={period} steps from {_first(prior):%Y-%m-%d %H:%M}",
+            got=f"one that begins on {dates[0]:%Y-%m-%d %H:%M}, {late} too late",
+            fix=f"pass {reach}drop the last {late} value{'s' * (late > 1)} of the history",
+        )
     draws = _condition(prior, past, dates, samples, seed, noise, method)
     ahead = draws.isel(time=slice(window - horizon, None))
     return ahead.assign_coords(lead=("time", np.arange(1, horizon + 1)), init_time=past.index[-1])
@@ -82,6 +102,7 @@ def impute(
     seed: int,
     noise: Noise | None = None,
     method: Method | None = None,
+    period: int | None = None,
 ) -> xr.Dataset:
     """Draw what is missing in a series that is at most as long as the prior's window.
 
@@ -92,6 +113,8 @@ def impute(
         seed: draw i depends on (seed, i) alone.
         noise: the measurement noise; None: an sd of 1 % of the prior's own.
         method: the posterior sampler; None takes the default.
+        period: steps after which the law of the window repeats, such as 7 for daily data with a weekly rhythm; see
+            the module. 1: it is the same wherever the window begins.
 
     Returns:
         `xarray.Dataset` with dims ``("sample", "time")`` from the first to the last date of the series. Values that
@@ -99,7 +122,7 @@ def impute(
 
     Raises:
         InputError: on unsorted, repeated or off-grid dates, other units or variables, a series without any
-            value, or one longer than the window.
+            value, one longer than the window, or one whose window is out of phase with the prior.
     """
     seen, window = _series(prior, series, "series"), _window_length(prior)
     dates = _dates(seen.index[0], prior, before=0, after=window - 1)
@@ -109,6 +132,16 @@ def impute(
             expected=f"at most {window} steps, the prior's window",
             got=f"{seen.index[0]:%Y-%m-%d} to {seen.index[-1]:%Y-%m-%d}",
             fix="pass the part around the gap",
+        )
+    late = _out_of_phase(prior, dates[0], period)
+    if late:
+        step = _frequency(prior)
+        before, after = dates[0] - late * step, dates[0] + ((period or 1) - late) * step
+        raise InputError(
+            "series",
+            expected=f"a start a multiple of period={period} steps from {_first(prior):%Y-%m-%d %H:%M}",
+            got=f"{dates[0]:%Y-%m-%d %H:%M}",
+            fix=f"begin on {before:%Y-%m-%d %H:%M}, with NaN before the first value, or on {after:%Y-%m-%d %H:%M}",
         )
     draws = _condition(prior, seen, dates, samples, seed, noise, method)
     return draws.sel(time=slice(None, seen.index[-1]))
@@ -186,6 +219,51 @@ def _dates(origin: pd.Timestamp, prior: Prior, *, before: int, after: int) -> pd
             fix="resample the series to the prior's dates",
         )
     return pd.DatetimeIndex(past.union(ahead))
+
+
+def _first(prior: Prior) -> pd.Timestamp:
+    import pandas as pd
+
+    return pd.Timestamp(prior.space.coords["time"][0])
+
+
+def _out_of_phase(prior: Prior, start: pd.Timestamp, period: int | None) -> int:
+    """Steps by which a window that begins at ``start`` is behind a whole number of periods of the prior."""
+    import pandas as pd
+
+    if period is not None:
+        period = check_count("period", period)
+    if prior.season is not None or (period is None and not _rhythmic(prior)):
+        return 0
+    first, step = _first(prior), _frequency(prior)
+    if period is None and start != first:
+        raise InputError(
+            "period",
+            expected="the steps after which the prior's law repeats, since its mean varies along the window",
+            got=None,
+            fix="pass period=, such as 7 for daily data with a weekly rhythm, 12 for monthly data, or 1 where the law is "
+            "the same wherever the window begins; or train on departures from the calendar months' means, with season=",
+        )
+    if period is None or period == 1:
+        return 0
+    between = pd.date_range(min(first, start), max(first, start), freq=step)
+    if between[0] != min(first, start) or between[-1] != max(first, start):
+        raise InputError(
+            "period",
+            expected=f"dates that are whole steps ({step.freqstr}) from {first}, the prior's first",
+            got=f"{start}",
+            fix="resample the series to the prior's dates",
+        )
+    steps = len(between) - 1
+    return (steps if start >= first else -steps) % period
+
+
+def _rhythmic(prior: Prior) -> bool:
+    """Whether the prior's mean varies along the window, beyond 1e-6 of its scale."""
+    units, shape = prior.normalisation, prior.space.shape
+    mean = torch.broadcast_to(units.mean.double().cpu(), shape)
+    scale = torch.broadcast_to(units.scale.double().cpu(), shape)
+    return bool((mean.amax(-1) - mean.amin(-1) > 1e-6 * scale.amin(-1)).any())
 
 
 def _series(prior: Prior, data: Any, argument: str) -> pd.DataFrame:

@@ -148,3 +148,74 @@ def test_priors_without_dates_are_refused(history):
     prior = sd.GaussianPrior(sd.Space({"i": 4}), sd.covariance.white((4,)))
     with pytest.raises(InputError, match="window of dates"):
         sd.forecast(prior, history, horizon=1, seed=0)
+
+
+DAYS = pd.date_range("2023-01-02", periods=28, freq="D")
+WEEK = np.where(DAYS.day_of_week < 5, 55.0, 50.0)
+
+
+@pytest.fixture
+def weekly():
+    """Days of a load with a weekly rhythm and no memory, in windows that begin on a Monday."""
+    space = sd.Space({"time": DAYS.values}, {"load": "MW"})
+    return sd.GaussianPrior(space, sd.covariance.white((28,)), mean=WEEK)
+
+
+def load(last, days):
+    dates = pd.date_range(end=last, periods=days, freq="D")
+    return pd.Series(np.where(dates.day_of_week < 5, 55.0, 50.0), dates)
+
+
+def test_a_rhythm_without_a_period_is_refused_on_other_dates_than_its_own(weekly):
+    with pytest.raises(InputError, match=r"period=.*season="):
+        sd.forecast(weekly, load("2024-11-03", 40), horizon=7, samples=2, seed=0)
+    with pytest.raises(InputError, match=r"period=.*season="):
+        sd.impute(weekly, load("2024-11-03", 20), samples=2, seed=0)
+    ahead = sd.forecast(weekly, load(DAYS[20], 21), horizon=7, samples=2, seed=0)
+    assert pd.Timestamp(ahead["time"].values[0]) == DAYS[21]
+
+
+@pytest.mark.parametrize("off", range(-7, 8))
+def test_a_window_off_by_days_is_refused_and_the_way_out_forecasts_the_right_weekdays(weekly, off):
+    # 2024-11-03 and 2022-10-30 are Sundays, after and before the prior's own dates
+    for sunday in ("2024-11-03", "2022-10-30"):
+        past, late = load(pd.Timestamp(sunday) + pd.Timedelta(days=off), 40), off % 7
+        kwargs = {"period": 7, "samples": 400, "seed": 0}
+        if late:
+            with pytest.raises(InputError, match=rf"horizon={14 - late}, .* the last {late} value"):
+                sd.forecast(weekly, past, horizon=7, **kwargs)
+        longer = sd.forecast(weekly, past, horizon=14 - late, **kwargs)["load"]
+        dropped = sd.forecast(weekly, past.iloc[: len(past) - late], horizon=7, **kwargs)["load"]
+        for ahead in (longer, dropped):
+            truth = np.where(ahead["time"].dt.dayofweek.values < 5, 55.0, 50.0)
+            # white days of sd 1: the mean of 400 draws within 4.5 standard errors, where a wrong weekday is off by 5
+            assert np.abs(ahead.mean("sample").values - truth).max() < 4.5 / np.sqrt(400)
+
+
+def test_a_gap_one_day_out_of_phase_is_refused_and_says_which_starts_fit(weekly):
+    series = load("2024-11-10", 20)  # begins on Tuesday, 22 October
+    with pytest.raises(InputError, match=r"begin on 2024-10-21 .* or on 2024-10-28"):
+        sd.impute(weekly, series, period=7, samples=2, seed=0)
+    monday = series.reindex(pd.date_range("2024-10-21", "2024-11-10"))
+    filled = sd.impute(weekly, monday, period=7, samples=400, seed=0)["load"]
+    assert abs(float(filled[:, 0].mean()) - 55) < 4.5 / np.sqrt(400)
+
+
+def test_a_period_of_one_lays_the_window_anywhere_and_a_constant_mean_needs_none(weekly):
+    past = load("2024-11-05", 40)
+    sd.forecast(weekly, past, horizon=7, period=1, samples=2, seed=0)
+    flat = weekly.relabel(weekly.space, torch.full((28,), 53.0, dtype=torch.float64))
+    sd.forecast(flat, past, horizon=7, samples=2, seed=0)
+    with pytest.raises(InputError, match="period"):
+        sd.forecast(flat, past, horizon=7, period=0, samples=2, seed=0)
+
+
+def test_months_of_a_year_are_counted_as_steps():
+    dates = pd.date_range("2000-01", periods=24, freq="MS")
+    space = sd.Space({"time": dates.values}, {"sst": "degC"})
+    prior = sd.GaussianPrior(space, sd.covariance.white((24,)), mean=dates.month.to_numpy(dtype=float))
+    past = pd.Series(1.0, pd.date_range("1990-01", "2009-12", freq="MS"))
+    ahead = sd.forecast(prior, past, horizon=12, period=12, samples=400, seed=0)["sst"]
+    assert np.abs(ahead.mean("sample").values - np.arange(1, 13)).max() < 4.5 / np.sqrt(400)
+    with pytest.raises(InputError, match="the last 1 value of"):
+        sd.forecast(prior, past[:"2009-01"], horizon=12, period=12, samples=2, seed=0)
