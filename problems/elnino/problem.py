@@ -39,7 +39,7 @@ TRAIN_END, ORIGINS = "1994-12", ("1995-01", "2010-12")
 LEADS = (1, 3, 6, 12)
 SAMPLES = 400
 NOISE_SD = 0.01
-# weight of the windows' own second moment against what the training AR(3) implies; chosen on 1985-1994
+# weight of the windows' own second moment against what the training AR(3) implies; chosen on 1985-1994, see choose.py
 MIX = 0.5
 SHOWN = "1997-04"
 
@@ -61,7 +61,7 @@ def windows(sst: xr.DataArray, train_end: str = TRAIN_END) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(anomalies(sst, train_end)[0][:seen], WINDOW).copy()
 
 
-def gaussian(sst: xr.DataArray, train_end: str = TRAIN_END) -> sd.GaussianPrior:
+def gaussian(sst: xr.DataArray, train_end: str = TRAIN_END, mix: float = MIX) -> sd.GaussianPrior:
     """The Gaussian over windows of anomalies: the sample covariance, shrunk towards that of an AR(3)."""
     w = windows(sst, train_end)
     series = np.concatenate([w[:, 0], w[-1, 1:]])
@@ -73,7 +73,7 @@ def gaussian(sst: xr.DataArray, train_end: str = TRAIN_END) -> sd.GaussianPrior:
     lags = list(stationary[0])
     while len(lags) < WINDOW:
         lags.append(float(phi @ lags[:-4:-1]))
-    matrix = MIX * w.T @ w / len(w) + (1 - MIX) * scipy.linalg.toeplitz(lags)
+    matrix = mix * w.T @ w / len(w) + (1 - mix) * scipy.linalg.toeplitz(lags)
     return sd.GaussianPrior(space(), sd.covariance.dense(matrix))
 
 

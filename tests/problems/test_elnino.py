@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sciddiff as sd
-from sciddiff.bench.catalog import dataset, definition
+from sciddiff.bench.catalog import dataset, definition, module
 
 elnino = definition("elnino")
 SAMPLES = 60
@@ -85,3 +85,17 @@ def test_a_gap_is_filled_between_its_ends(sst, priors):
     assert np.abs(filled.mean("sample").values[kept] - series.values[kept]).max() < 0.05
     assert np.abs(filled.mean("sample").values - series.values).max() < 2
     assert filled.std("sample").values[9:15].min() > 0.2
+
+
+def test_the_mix_and_the_order_of_sarimax_are_the_best_of_their_grids_on_the_years_they_were_chosen_on(sst):
+    choose = module(elnino.HERE, "choose")
+    mixes = choose.mixes(sst)
+    assert min(mixes, key=mixes.get) == elnino.MIX
+    orders = choose.orders(sst)
+    assert min(orders, key=orders.get) == (2, 0, 2)
+
+
+def test_nothing_after_1994_is_looked_at_when_choosing(sst):
+    choose = module(elnino.HERE, "choose")
+    later = sst.where(sst["time"] <= np.datetime64("1994-12"), 99.0)
+    assert choose.mixes(later) == choose.mixes(sst)
