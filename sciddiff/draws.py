@@ -93,7 +93,7 @@ def _fit(posterior: Posterior, o: Observation, x: torch.Tensor) -> str | None:
     draws = x.reshape(-1, posterior.cases, *x.shape[1:])[: max(1, _CHECKED // cases), :cases]
     n, draws = len(draws), draws.flatten(0, 1)
     case = torch.arange(cases, device=x.device).repeat(n)
-    mean = o.operator.apply(draws)
+    mean = o.operator.apply(draws.clone())  # a copy: an operator of the user's may write into it
     seen = o.log_prob(mean, case)
     if not bool(seen.isfinite().all()):
         return f"{int((~seen.isfinite()).sum())} of {len(seen)} draws make the observation impossible (log-likelihood -inf)"

@@ -58,6 +58,8 @@ class Space:
             where a dim is called x.
         edges: integer array ``(2, edges)`` of node numbers, for a state on a fixed graph.
 
+        along: further coordinates, name -> (dim, values), such as the positions of sensors; values may repeat.
+
     Raises:
         InputError: on labels that are not 1-D, repeated or not finite, on unknown dims of a variable, on
             edges between nodes that are not there, on the dim "sample", which counts draws.
@@ -76,6 +78,7 @@ class Space:
         variables: str | Sequence[str] | Mapping[str, str | Variable | None] | None = None,
         *,
         edges: Any = None,
+        along: Mapping[str, tuple[str, Any]] | None = None,
     ) -> None:
         if not isinstance(coords, Mapping) or not all(isinstance(d, str) and d != "sample" for d in coords):
             raise InputError(
@@ -102,6 +105,9 @@ class Space:
         self.dims: tuple[str, ...] = tuple(self.sizes)
         self.variables: dict[str, Variable] = _variables(variables, self.dims)
         self.edges: np.ndarray | None = None if edges is None else _edges(edges, self.sizes)
+        self.along: dict[str, tuple[str, np.ndarray]] = {
+            name: _beside(self, name, dim, values) for name, (dim, values) in (along or {}).items()
+        }
 
     @property
     def components(self) -> tuple[tuple[str, str], ...]:
@@ -307,6 +313,14 @@ class Space:
                     got=_brief(np.asarray(array[dim].values)),
                     fix="reindex or interpolate the data to the space, or build the space from the data's coords",
                 )
+        for other, (dim, values) in self.along.items():
+            if other in array.coords and not _same_labels(values, np.asarray(array[other].values)):
+                raise InputError(
+                    argument,
+                    expected=f"{other!r} along {dim!r} as in the space ({_brief(values)})",
+                    got=f"other or reordered values ({_brief(np.atleast_1d(array[other].values))})",
+                    fix="put the data in the order of the space, whose `along` holds it",
+                )
         units = array.attrs.get("units")
         if units is not None and variable.units is not None and units != variable.units:
             raise InputError(
@@ -359,7 +373,7 @@ class Space:
             start += size * (2 if v.complex else 1)
             attrs = {**v.attrs, **({"units": v.units} if v.units is not None else {})}
             data[name] = ((*dims, *v.dims), part, attrs)
-        return xr.Dataset(data, coords={**{d: c for d, c in self.coords.items()}, **(coords or {})})
+        return xr.Dataset(data, coords={**self.coords, **self.along, **(coords or {})})
 
     # -- comparison, storage, repr ---------------------------------------------------------------
 
@@ -378,6 +392,9 @@ class Space:
                 return f"variable {name!r} is {b} instead of {a}"
             if a.units is not None and b.units is not None and a.units != b.units:
                 return f"units {b.units!r} of {name!r} instead of {a.units!r}"
+        for name in self.along.keys() & other.along.keys():
+            if not _same_labels(self.along[name][1], other.along[name][1]):
+                return f"other {name!r} along {self.along[name][0]!r}"
         if self.edges is not None and other.edges is not None and not np.array_equal(self.edges, other.edges):
             return f"another {other.edges.shape[1]} edges instead of these {self.edges.shape[1]}"
         return None
@@ -396,6 +413,7 @@ class Space:
                 for n, v in self.variables.items()
             ],
             "edges": None if self.edges is None else self.edges.tolist(),
+            "along": [[name, dim, _stored(values)] for name, (dim, values) in self.along.items()],
         }
 
     @classmethod
@@ -407,7 +425,10 @@ class Space:
         variables = {
             n: Variable(tuple(v["dims"]), v["units"], v["complex"], v["attrs"]) for n, v in data["variables"]
         }
-        return cls(coords, variables, edges=data["edges"])
+        along = {
+            name: (dim, np.array(c["values"], dtype=c["dtype"])) for name, dim, c in data.get("along", [])
+        }
+        return cls(coords, variables, edges=data["edges"], along=along)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{d}: {n}" for d, n in self.sizes.items())
@@ -426,6 +447,22 @@ class Space:
         return card("Space", {**rows, "shape of a state": _show(self.shape)})
 
 
+def _beside(space: Space, name: str, dim: str, values: Any) -> tuple[str, np.ndarray]:
+    array = np.array(values)
+    if dim not in space.sizes or array.shape != (space.sizes[dim],) or array.dtype.kind not in "biufMmU":
+        raise InputError(
+            "along",
+            expected=f"(dim, values) with one number, date or string per label, for {name!r}",
+            got=f"dim {dim!r} and {array.dtype} of shape {array.shape}",
+            fix="give as many values as the dim has labels",
+        )
+    if name in space.dims or name in space.variables:
+        raise InputError(
+            "along", expected="names unlike those of dims and variables", got=repr(name), fix="rename it"
+        )
+    return dim, array
+
+
 def _stored(labels: np.ndarray | None) -> dict[str, Any] | None:
     """Labels as JSON values: dates and names as text, numbers as they are, durations as numbers of their unit."""
     if labels is None:
@@ -436,7 +473,7 @@ def _stored(labels: np.ndarray | None) -> dict[str, Any] | None:
 
 
 def _labels(dim: str, labels: Any) -> np.ndarray:
-    values = np.asarray(labels)
+    values = np.array(labels)  # a copy: what the caller does to the array later is not ours
     if values.ndim != 1 or values.size == 0:
         raise InputError(
             "coords",

@@ -328,3 +328,23 @@ def test_a_result_carries_its_diagnosis_and_warns():
         draws = posterior.sample(8, seed=0)
     assert "do not fit the observation" in draws.attrs["diagnosis"]
     assert regression(0.5)[0].sample(8, seed=0).attrs["diagnosis"] == "ok"
+
+
+def test_the_diagnosis_leaves_the_draws_alone_even_if_the_operator_writes_into_its_input():
+    space = sd.Space({"i": 3})
+
+    class Doubling(sd.operators.LinearOperator):
+        domain = codomain = space
+
+        def apply(self, x):
+            x *= 2
+            return x
+
+        def adjoint(self, y):
+            return 2 * y
+
+    prior = sd.GaussianPrior(space, sd.covariance.white((3,)))
+    posterior = prior.given([1.0, 0.0, -1.0], Doubling(), sd.noise.Gaussian(0.1))
+    x = torch.ones(4, 3, dtype=torch.float64)
+    diagnose(posterior, x)
+    assert bool((x == 1).all())

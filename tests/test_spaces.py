@@ -14,6 +14,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+import sciddiff as sd
 from sciddiff.errors import InputError
 from sciddiff.spaces import Space, Variable
 
@@ -439,3 +440,44 @@ def test_edges_that_join_no_nodes_are_refused(edges):
 def test_values_that_do_not_fit_get_no_labels(values, dims, word):
     with pytest.raises(InputError, match=word):
         FIELD.dataset(values, dims)
+
+
+def sensors():
+    space = Space({"lat": np.linspace(40, 44, 5), "lon": np.linspace(0, 5, 6)}, {"t": "K"})
+    return space, sd.operators.Points(space, {"lat": [40.0, 44.0, 42.0], "lon": [0.0, 5.0, 1.0]})
+
+
+def test_observations_carry_where_their_sensors_are():
+    space, points = sensors()
+    y = points.observe(space.dataset(torch.zeros(space.shape)), sd.noise.Gaussian(0.1), seed=0)
+    assert y["lat"].dims == ("sensor",) and y["lat"].values.tolist() == [40.0, 44.0, 42.0]
+    assert points.codomain.tensor(y).shape == (3,)
+
+
+def test_reordered_sensors_are_refused():
+    space, points = sensors()
+    y = points.observe(space.dataset(torch.zeros(space.shape)), sd.noise.Gaussian(0.1), seed=0)
+    with pytest.raises(InputError, match="'lat' along 'sensor'"):
+        points.codomain.tensor(y.isel(sensor=[1, 0, 2]))
+
+
+def test_coordinates_beside_a_dim_survive_storage_and_are_compared():
+    space = Space({"sensor": 2}, "t", along={"lat": ("sensor", [1.0, 2.0]), "name": ("sensor", ["a", "b"])})
+    again = Space.from_dict(json.loads(json.dumps(space.to_dict(), sort_keys=True)))
+    assert again == space and again.along["name"][1].tolist() == ["a", "b"]
+    assert space.difference(Space({"sensor": 2}, "t", along={"lat": ("sensor", [1.0, 3.0])})) is not None
+
+
+@pytest.mark.parametrize(
+    "along", [{"lat": ("sensor", [1.0])}, {"lat": ("other", [1.0, 2.0])}, {"t": ("sensor", [1, 2])}]
+)
+def test_coordinates_that_do_not_fit_a_dim_are_refused(along):
+    with pytest.raises(InputError, match="along"):
+        Space({"sensor": 2}, "t", along=along)
+
+
+def test_labels_are_copied():
+    labels = np.linspace(0, 1, 3)
+    space = Space({"z": labels})
+    labels[:] = 7
+    assert space.coords["z"].tolist() == [0.0, 0.5, 1.0]

@@ -129,10 +129,17 @@ class Points(Gather):
         columns = _columns(domain, locations, names, "locations")
         find = _between if interpolate == "linear" else _on_grid
         terms = {d: find(domain, d, values) for d, values in columns.items()}
-        self._build(domain, names, terms, dim)
-        self.locations: dict[str, np.ndarray] = columns
+        self._build(domain, names, terms, dim, columns)
 
-    def _build(self, domain: Space, names: list[str], terms: Mapping[str, _Terms], dim: str) -> None:
+    def _build(
+        self,
+        domain: Space,
+        names: list[str],
+        terms: Mapping[str, _Terms],
+        dim: str,
+        locations: dict[str, np.ndarray],
+    ) -> None:
+        self.locations = locations
         index, weight = _corners(domain, terms)
         kept = [d for d in domain.dims if d not in terms]
         if dim in kept:
@@ -148,7 +155,8 @@ class Points(Gather):
             parts.append(flat[:, index].reshape(-1, index.shape[1]))
             variables[name] = Variable((*rest, dim), v.units, v.complex, v.attrs)
         coords = {d: labels(domain)[d] for d in _used(kept, variables)}
-        codomain = Space({**coords, dim: len(index)}, variables)
+        along = {d: (dim, at) for d, at in locations.items() if d != dim and d not in variables}
+        codomain = Space({**coords, dim: len(index)}, variables, along=along)
         weights = None if index.shape[1] == 1 else np.tile(weight, (codomain.size // len(index), 1))
         super().__init__(domain, codomain, np.concatenate(parts), weights)
 
@@ -169,8 +177,7 @@ class Points(Gather):
         columns = _columns(domain, indices, names, "indices")
         terms = {d: _at(domain, d, i) for d, i in columns.items()}
         self = cls.__new__(cls)
-        self._build(domain, names, terms, dim)
-        self.locations = {d: named(domain, d)[i] for d, i in columns.items()}
+        self._build(domain, names, terms, dim, {d: named(domain, d)[i] for d, i in columns.items()})
         return self
 
 
@@ -275,13 +282,14 @@ class Mask(Gather):
         variables = {n: Variable((dims[n],), v.units, v.complex, v.attrs) for n, v in old.items()}
         sizes = {dims[n]: int(masks[n].sum()) for n in variables}
         parts = [block[masks[n]][:, None] for n, block in blocks(domain) if n in masks]
-        super().__init__(domain, Space(sizes, variables), np.concatenate(parts))
         self.mask = masks
         self.locations: dict[str, np.ndarray] = {}
         if not per_variable:
             where = np.nonzero(next(iter(masks.values())))
             shared = next(iter(domain.variables.values())).dims
             self.locations = {d: named(domain, d)[i] for d, i in zip(shared, where, strict=True)}
+        along = {d: (dim, at) for d, at in self.locations.items() if d != dim and d not in variables}
+        super().__init__(domain, Space(sizes, variables, along=along), np.concatenate(parts))
 
 
 def restrict(operator: Operator, keep: Any) -> Operator:

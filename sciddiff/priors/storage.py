@@ -317,6 +317,9 @@ def _space(data: Any) -> Space:
             if dtype.kind not in "biufmMU" or dtype.itemsize * len(labels["values"]) > _MOST_VALUES:
                 raise ValueError(f"labels of dtype {dtype}")
         total *= int(size) if labels is None else len(labels["values"])
+    for _, _, labels in data.get("along", []):
+        if np.dtype(str(labels["dtype"])).kind not in "biufmMU" or len(labels["values"]) > _MOST_VALUES:
+            raise ValueError(f"labels of dtype {labels['dtype']}")
     if not 0 < total * len(data["variables"]) <= _MOST_VALUES:
         raise ValueError(f"states of {total} cells")
     return Space.from_dict(data)
