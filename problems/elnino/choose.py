@@ -34,7 +34,8 @@ def conditioned(sst: xr.DataArray, mix: float) -> xr.Dataset:
     a, season = elnino.anomalies(sst, TRAIN_END)
     mean = a[first[:, None] + np.arange(-h, 0)] @ gain.T + season[frame["valid_time"].dt.month.values - 1]
     sd = np.tile(np.sqrt(np.diag(k[h:, h:] - gain @ k[:h, h:])), (len(first), 1))
-    return frame.assign(mean=frame["mean"].copy(data=mean), sd=frame["sd"].copy(data=sd))
+    forecast: xr.Dataset = frame.assign(mean=frame["mean"].copy(data=mean), sd=frame["sd"].copy(data=sd))
+    return forecast
 
 
 def mixes(sst: xr.DataArray) -> dict[float, float]:

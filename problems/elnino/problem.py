@@ -17,7 +17,7 @@ import torch
 import sciddiff as sd
 from sciddiff.bench.catalog import dataset, module
 from sciddiff.bench.problem import Figure, Metric, Problem, Result
-from sciddiff.diagnostics import crps
+from sciddiff.diagnostics import coverage, crps
 from sciddiff.operators import Identity
 
 if TYPE_CHECKING:
@@ -175,18 +175,20 @@ def forecasts(
 
 
 def verify(draws: xr.DataArray, sst: xr.DataArray) -> xr.Dataset:
-    """CRPS, squared error of the mean and 90 % coverage of draws, (origin, lead); NaN beyond the record."""
+    """CRPS, squared error of the mean and 90 % coverage of draws, (origin, lead); NaN beyond the record.
+
+    ``covered`` is the share of a randomised interval, right in expectation at any number of draws; see `coverage`.
+    """
     times = draws["valid_time"].values
     truth = draws.isel(sample=0, drop=True).copy(
         data=sst.reindex(time=times.ravel()).values.reshape(times.shape)
     )
-    low, high = (draws.quantile(q, "sample") for q in (0.05, 0.95))
     return (
         crps(draws, truth, nan="omit")
         .to_dataset(name="crps")
         .assign(
             squared_error=(draws.mean("sample") - truth) ** 2,
-            covered=((truth >= low) & (truth <= high)).astype(float).where(truth.notnull()),
+            covered=coverage(draws, truth, [0.9], [], nan="omit").isel(level=0, drop=True),
         )
     )
 
@@ -198,11 +200,10 @@ def gaps(prior: Prior, sst: xr.DataArray, *, seed: int = 0) -> dict[str, float]:
     truth, y = cases(sst, starts, GAP)
     drawn = draw(prior, y, SAMPLES, seed=seed, progress=False)["sst"].isel(time=GAP)
     seen = drawn.isel(sample=0, drop=True).copy(data=truth[:, GAP])
-    low, high = (drawn.quantile(q, "sample") for q in (0.05, 0.95))
     return {
         "crps": float(crps(drawn, seen).mean()),
         "rmse": float(np.sqrt(((drawn.mean("sample") - seen) ** 2).mean())),
-        "coverage": float(((seen >= low) & (seen <= high)).mean()),
+        "coverage": coverage(drawn, seen, [0.9]).item(),
     }
 
 
