@@ -168,16 +168,19 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _show(record: Mapping[str, Any], out: Path) -> None:
-    """One line per metric."""
+    """One line per metric, in words where the problem has some for it."""
     print(f"{record['name']}: {record['title']}")
-    width = max((len(name) for name in record["metrics"]), default=0)
+    words = {name: record["labels"].get(name, name) for name in record["metrics"]}
+    width = max(map(len, words.values()), default=0)
     for name, value in record["metrics"].items():
         units = record["units"][name]
-        line = f"  {name:<{width}}  {value:.4g}{'' if units in ('', '1') else ' ' + units}"
+        line = f"  {words[name]:<{width}}  {value:.4g}{'' if units in ('', '1') else ' ' + units}"
         reference = record["reference"].get(name)
         if reference is not None:
             source = f", {reference['source']}" if reference["source"] else ""
             line += f"  (reference {reference['value']:.4g}{source})"
+        if name in record["better"]:
+            line += f"  [{record['better'][name]} is better]"
         print(line)
     print(f"  {record['cost']['wall_seconds']:.1f} s, kept in {out / record['name']}.json")
 

@@ -28,7 +28,7 @@ def load(seed=0): ...
 def run(*, seed=0, progress=None):
     BODY
     draws = xr.Dataset({"a": ("sample", np.arange(3.0))}, attrs={"seconds": 0.3, "forwards": 7.0})
-    return Result({"error": Metric(0.25 + seed, "K", 0.2, "a paper"), "coverage": Metric(0.9)}, draws)
+    return Result({"error": Metric(0.25 + seed, "K", 0.2, "a paper", "error of the mean", "lower"), "coverage": Metric(0.9)}, draws)
 """
 TRAIN = """
 def train(out, *, seed=0):
@@ -56,7 +56,7 @@ def test_run_writes_the_results_and_prints_a_line_for_every_metric(here: Path, c
     assert main(["run", "./good", "--out", "out", "--seed", "2"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "good: Made up"
-    assert printed[1].split() == "error 2.25 K (reference 0.2, a paper)".split()
+    assert printed[1].split() == "error of the mean 2.25 K (reference 0.2, a paper) [lower is better]".split()
     assert printed[2].split() == ["coverage", "0.9"]
     assert len(printed) == 4 and "good.json" in printed[3]
     assert json.loads((here / "out" / "good.json").read_text())["seed"] == 2

@@ -82,12 +82,23 @@ class Problem:
 @final
 @dataclass(frozen=True)
 class Metric:
-    """One figure: its value, units, the value to compare with and where that comes from."""
+    """One figure.
+
+    Attributes:
+        value: the number.
+        units: its units; "1" for a pure number.
+        reference: the value to compare with.
+        source: where the reference comes from.
+        label: words for people, such as "CRPS of the network prior"; empty for those of the metric's name.
+        better: "lower", "higher" or "nearer" to the reference; empty where none is better.
+    """
 
     value: float
     units: str = "1"
     reference: float | None = None
     source: str = ""
+    label: str = ""
+    better: str = ""
 
 
 @final
@@ -111,6 +122,7 @@ class Result:
         tables: title -> rows of the comparison, each row a mapping column -> text or number.
         notes: sentences for the report, such as what a comparison does not show.
         settings: seeds and sizes, as plain values.
+        headline: names of up to three metrics that tell most; empty for the first three.
     """
 
     metrics: Mapping[str, Metric]
@@ -119,3 +131,4 @@ class Result:
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    headline: Sequence[str] = ()

@@ -19,7 +19,11 @@ from sciddiff.errors import InputError
 __all__ = ["report"]
 
 NOTHING = "\N{EN DASH}"
-HEADLINE = 3  # figures a problem shows in the table of contents
+BETTER = {
+    "lower": ("\N{DOWNWARDS ARROW}", "lower is better"),
+    "higher": ("\N{UPWARDS ARROW}", "higher is better"),
+    "nearer": ("\N{ALMOST EQUAL TO}", "nearer to the reference is better"),
+}
 NEEDED = ("name", "title", "summary", "metrics", "units", "reference", "figures", "cost", "seed", "versions")
 
 
@@ -62,7 +66,7 @@ def _read(folder: Path) -> list[dict[str, Any]]:
             ) from error
         # a folder may hold other people's JSON, too
         if isinstance(result, dict) and all(key in result for key in NEEDED):
-            results.append(result)
+            results.append({"labels": {}, "better": {}, "headline": list(result["metrics"])[:3], **result})
     return results
 
 
@@ -103,11 +107,12 @@ def _contents(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _headline(result: Mapping[str, Any]) -> str:
     parts = []
-    for name, value in list(result["metrics"].items())[:HEADLINE]:
+    for name in result["headline"]:
+        value = result["metrics"][name]
         known = result["reference"].get(name)
         beside = f' <span class="quiet">vs {_number(known["value"])}</span>' if known else ""
         parts.append(
-            f"<span>{_name(name)} <b>{_quantity(value, result['units'].get(name))}</b>{beside}</span>"
+            f"<span>{_label(result, name)} <b>{_quantity(value, result['units'].get(name))}</b>{beside}</span>"
         )
     return "".join(parts)
 
@@ -130,12 +135,12 @@ def _section(index: int, result: Mapping[str, Any], folder: Path) -> str:
 
 
 def _metrics(result: Mapping[str, Any]) -> str:
-    known = result["reference"]
+    known, wanted = result["reference"], result["better"]
     compared = any(name in known for name in result["metrics"])
     rows = []
     for name, value in result["metrics"].items():
         cells = [
-            f'<th scope="row">{_name(name)}</th>',
+            f'<th scope="row">{_label(result, name)}</th>',
             f'<td class="number">{_quantity(value, result["units"].get(name))}</td>',
         ]
         if compared:
@@ -144,8 +149,12 @@ def _metrics(result: Mapping[str, Any]) -> str:
                 f'<td class="number">{_number(reference["value"]) if reference else ""}</td>',
                 f'<td class="source">{_text(reference["source"]) if reference else ""}</td>',
             ]
+        if wanted:
+            cells.insert(1, f'<td class="better">{_better(wanted.get(name))}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    head = '<th scope="col">Metric</th><th scope="col" class="number">Here</th>'
+    head = '<th scope="col">Metric</th>'
+    head += '<th scope="col">Better</th>' if wanted else ""
+    head += '<th scope="col" class="number">Here</th>'
     if compared:
         head += '<th scope="col" class="number">Reference</th><th scope="col">Source of it</th>'
     return _wide(f"<caption>Results</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
@@ -241,6 +250,15 @@ def _code(text: object) -> str:
     return f"<code>{escape(str(text))}</code>" if text else ""
 
 
+def _label(result: Mapping[str, Any], name: str) -> str:
+    return _text(result["labels"][name]) if name in result["labels"] else _name(name)
+
+
+def _better(word: str | None) -> str:
+    sign, meaning = BETTER.get(word or "", ("", ""))
+    return f'<span title="{meaning}">{sign} {word}</span>' if sign else ""
+
+
 def _name(name: str) -> str:
     """A key as words: ``rel_l2_mean`` is "rel l2 mean"."""
     return escape(name.replace("_", " "))
@@ -329,11 +347,12 @@ caption { text-align: left; font-weight: 600; font-size: .95rem; padding-bottom:
 th, td { padding: .45rem 2rem .45rem 0; text-align: left; vertical-align: baseline; border-bottom: 1px solid var(--line); }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { border-bottom: 1.5px solid var(--ink); font-weight: 600; font-size: .82rem; white-space: nowrap; }
-tbody th { font-weight: 400; white-space: nowrap; }
+tbody th { font-weight: 400; min-width: 12rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td:first-child { min-width: 8rem; }
 sup { line-height: 0; }
-.units, .source { color: var(--soft); }
+.better { white-space: nowrap; }
+.units, .source, .better { color: var(--soft); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.25rem; margin: 0; padding: 1rem 1.25rem;
   background: var(--pale); border-radius: 6px; font-size: .88rem; line-height: 1.45; }
 dt { color: var(--soft); }

@@ -1,7 +1,7 @@
 """Run a problem and keep what came of it: one JSON file of figures, the pictures and the draws.
 
-``NAME.json`` holds flat ``metrics`` (name -> number), beside them ``units`` (name -> text) and
-``reference`` (name -> value and source), and what it took to get there: cost, seed, settings, versions.
+``NAME.json`` holds flat ``metrics`` (name -> number), beside them ``units``, ``labels`` and ``better``
+(name -> text) and ``reference`` (name -> value and source), and what it took to get there: cost, seed, settings, versions.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["run", "staged"]
 
 DPI = 150
+HEADLINE = 3  # figures a problem shows in the report's table of contents
+BETTER = ("", "lower", "higher", "nearer")
 
 
 def run(name: str | Path, out: str | Path, *, seed: int = 0, progress: bool | None = None) -> dict[str, Any]:
@@ -104,6 +106,20 @@ def _check(name: str, result: object) -> None:
                 raise _broken(
                     name, f"metric {key!r} to be finite", value, "look at the draws: a score of them broke"
                 )
+        if metric.better not in BETTER:
+            raise _broken(
+                name, f"`better` of metric {key!r} in {BETTER}", repr(metric.better), "pass one of these"
+            )
+        if metric.better == "nearer" and metric.reference is None:
+            raise _broken(name, f"a reference of metric {key!r} to be near to", "none", "pass reference=")
+    lost = [key for key in result.headline if key not in result.metrics]
+    if lost or isinstance(result.headline, str) or len(result.headline) > HEADLINE:
+        raise _broken(
+            name,
+            f"a headline of up to {HEADLINE} names of metrics",
+            repr(result.headline),
+            f"take them from {', '.join(result.metrics)}",
+        )
     for key, figure in result.figures.items():
         if not isinstance(figure, Figure):
             raise _broken(
@@ -124,6 +140,9 @@ def _record(name: str, result: Result) -> dict[str, Any]:
     return {
         "metrics": {key: float(m.value) for key, m in metrics},
         "units": {key: m.units for key, m in metrics},
+        "labels": {key: m.label for key, m in metrics if m.label},
+        "better": {key: m.better for key, m in metrics if m.better},
+        "headline": list(result.headline) or list(result.metrics)[:HEADLINE],
         "reference": {
             key: {"value": float(m.reference), "source": m.source}
             for key, m in metrics

@@ -37,8 +37,10 @@ def run(*, seed=0, progress=None):
     canvas = Canvas(figsize=(3, 1))
     canvas.subplots().plot(draws["a"].values.T)
     metrics = {
-        "mean_error": Metric(np.float64(0.0123456), "K", 0.0111, "Doe <2020> & co"),
-        "coverage": Metric(0.9, "<u>1"),
+        "mean_error": Metric(np.float64(0.0123456), "K", 0.0111, "Doe <2020> & co", better="lower"),
+        "coverage": Metric(0.9, "<u>1", label="hits <of> 4"),
+        "left_over": Metric(3.0),
+        "spread": Metric(1.5, "K"),
     }
     rows = [
         {"method": "<b>MMPS</b>", "error <%>": 20.47, "steps": 64},
@@ -51,6 +53,7 @@ def run(*, seed=0, progress=None):
         {"Comparison & <more>": rows},
         ["A note with <tags>."],
         {"seed": seed, "sizes": (1, np.int64(2)), "limit": float("inf"), "<k>": "<v>"},
+        headline=["spread", "mean_error"],
     )
 '''
 

@@ -39,8 +39,15 @@ def test_a_run_writes_the_record_the_draws_and_the_pictures_and_nothing_else(don
 
 def test_metrics_are_flat_numbers_with_units_and_references_beside(done):
     record, _ = done
-    assert record["metrics"] == {"mean_error": 0.0123456, "coverage": 0.9}
-    assert record["units"] == {"mean_error": "K", "coverage": "<u>1"}
+    assert record["metrics"] == {
+        "mean_error": 0.0123456,
+        "coverage": 0.9,
+        "left_over": 3.0,
+        "spread": 1.5,
+    }
+    assert record["units"] == {"mean_error": "K", "coverage": "<u>1", "left_over": "1", "spread": "K"}
+    assert record["labels"] == {"coverage": "hits <of> 4"} and record["better"] == {"mean_error": "lower"}
+    assert record["headline"] == ["spread", "mean_error"]
     assert record["reference"] == {"mean_error": {"value": 0.0111, "source": "Doe <2020> & co"}}
 
 
@@ -96,9 +103,14 @@ def test_pictures_are_png_at_150_dpi(done):
     ("old", "new", "message"),
     [
         ("    return Result(", "    raise RuntimeError('lost')\n    return Result(", "lost"),
-        ("    return Result(", "    return dict(a=1) or (", "a Result"),
-        ('Metric(0.9, "<u>1")', "0.9", "'coverage' to be a Metric"),
-        ('Metric(0.9, "<u>1")', "Metric(float('nan'))", "'coverage' to be finite"),
+        ("    return Result(", "    return dict(a=1) or Result(", "a Result"),
+        ("Metric(3.0)", "0.9", "'left_over' to be a Metric"),
+        ("Metric(3.0)", "Metric(float('nan'))", "'left_over' to be finite"),
+        ('better="lower"', 'better="less"', "`better` of metric 'mean_error'"),
+        ("Metric(3.0)", 'Metric(3.0, better="nearer")', "a reference of metric 'left_over'"),
+        ('["spread", "mean_error"]', '["spred"]', "names of metrics"),
+        ('["spread", "mean_error"]', '["spread"] * 4', "up to 3 names"),
+        ('["spread", "mean_error"]', '"spread"', "names of metrics"),
         ('"again":', '"../again":', "names of figures"),
         ('"again": Figure(canvas', '"again": Figure(None', "savefig"),
         ('draws.attrs["flag"] = True', 'draws["o"] = ("sample", [object()] * 8)', "."),
