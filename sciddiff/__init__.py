@@ -21,6 +21,7 @@ from sciddiff.spaces import Space, Variable
 from sciddiff.training import train
 
 __version__ = version("sciddiff")
+del version
 
 __all__ = [
     "DPS",
