@@ -449,7 +449,8 @@ def _digest(x: Tensor) -> str:
 def _probes(shape: tuple[int, ...]) -> Tensor:
     """Fixed states of unit length, ``(4, *shape)``."""
     x = Streams(0, range(4), purpose="identity").normal(shape, dtype=torch.float64)
-    return x / x.flatten(1).norm(dim=1).reshape(-1, *(1,) * len(shape))
+    unit: Tensor = x / x.flatten(1).norm(dim=1).reshape(-1, *(1,) * len(shape))
+    return unit
 
 
 def _probed(covariance: Covariance) -> list[str]:

@@ -242,7 +242,7 @@ def test_a_run_stops_anywhere_and_goes_on_to_the_same_weights(tmp_path: Path):
     for stop in (1, 8, 37):
         with pytest.raises(StopNow):
             _call(tmp_path / str(stop), augment=_stop_at(stop))
-        resumed = _call(tmp_path / str(stop))
+        resumed = _call(tmp_path / str(stop), augment=_stop_at(10**6))
         assert torch.equal(weights(resumed), weights(whole)) and resumed.history == whole.history
 
 
@@ -275,6 +275,53 @@ def test_a_checkpoint_of_another_run_is_refused(change: dict, name: str, tmp_pat
     train(**arguments)
     with pytest.raises(InputError, match=f"(?s)({name}).*resume=False"):
         train(**arguments | change)
+
+
+def _shifted(x: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    return x + 0.1
+
+
+def _scaled(x: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
+    return 1.1 * x
+
+
+def _gaussian(shift: float, angle: float) -> GaussianPrior:
+    """Largest eigenvalue 4, at any angle."""
+    turn = torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], dtype=FLOAT)
+    matrix = turn @ torch.diag(torch.tensor([4.0, 1.0], dtype=FLOAT)) @ turn.T
+    return GaussianPrior(PAIR, dense(matrix, shape=(2,)), mean=torch.full((2,), shift, dtype=FLOAT))
+
+
+@pytest.mark.parametrize(
+    ("begun", "repeated", "name"),
+    [
+        ({"augment": _shifted}, {"augment": _scaled}, "augment"),
+        ({"augment": None}, {"augment": _scaled}, "augment"),
+        ({"validation": normal(2, 20, 2)}, {"validation": normal(3, 20, 2)}, "validation"),
+        ({"gaussian": _gaussian(0, 0)}, {"gaussian": _gaussian(0, 1)}, "gaussian"),
+        ({"gaussian": _gaussian(0, 0)}, {"gaussian": _gaussian(3, 0)}, "normalisation"),
+        ({"season": np.zeros((12, 2))}, {"season": np.ones((12, 2))}, "season"),
+        (
+            {"gaussian": None, "sigma_min": 0.01, "sigma_max": 100.0},
+            {
+                "gaussian": None,
+                "sigma_min": 0.01,
+                "sigma_max": 100.0,
+                "reference": dense(torch.tensor([[1.0, 0.3], [0.3, 1.0]], dtype=FLOAT), shape=(2,)),
+            },
+            "reference",
+        ),
+    ],
+    ids=["augment", "no augment", "validation", "covariance", "mean", "season", "reference"],
+)
+def test_a_run_that_differs_in_one_thing_only_is_not_gone_on_with(
+    begun: dict, repeated: dict, name: str, tmp_path: Path
+):
+    arguments = {**TINY, "data": normal(0, 50, 2), "space": PAIR, "seed": 0, "out": tmp_path}
+    train(**arguments | begun)
+    train(**arguments | begun)
+    with pytest.raises(InputError, match=f"(?s){name}.*resume=False"):
+        train(**arguments | repeated)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path):
