@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import re
+import shlex
 import struct
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -66,8 +67,18 @@ def _read(folder: Path) -> list[dict[str, Any]]:
             ) from error
         # a folder may hold other people's JSON, too
         if isinstance(result, dict) and all(key in result for key in NEEDED):
-            results.append({"labels": {}, "better": {}, "headline": list(result["metrics"])[:3], **result})
-    return results
+            results.append(
+                {
+                    "labels": {},
+                    "better": {},
+                    "headline": list(result["metrics"])[:3],
+                    "started": "",
+                    "given": result["name"],
+                    **result,
+                }
+            )
+    # in the order of the runs; those of earlier versions, which kept no time, come first
+    return sorted(results, key=lambda result: str(result["started"]))
 
 
 def _page(results: Sequence[Mapping[str, Any]], folder: Path) -> str:
@@ -227,7 +238,7 @@ def _cost(result: Mapping[str, Any]) -> str:
             if (key, value) != ("seed", result["seed"])
         ),
         "Versions": _versions(result),
-        "Again": _code(f"sciddiff run {result['name']} --seed {result['seed']} --out DIR"),
+        "Again": _code(f"sciddiff run {shlex.quote(result['given'])} --seed {result['seed']} --out DIR"),
     }
     rows = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts.items() if value)
     return f"<h3>How it was made</h3><dl>{rows}</dl>"

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,16 +56,19 @@ def run(name: str | Path, out: str | Path, *, seed: int = 0, progress: bool | No
     from sciddiff.random import check_seed
 
     seed, out = check_seed(seed), Path(out)
+    given = _given(name)
     name, folder = catalog.locate(name)
     if out.exists() and not out.is_dir():
         raise InputError("out", expected="a folder", got=f"the file {out}", fix="pass another path")
     definition = catalog.definition(folder)
-    started = time.perf_counter()
+    begun, started = datetime.now(UTC), time.perf_counter()
     result = definition.run(seed=seed, progress=progress)
     wall = time.perf_counter() - started
     _check(name, result)
     record = {
         "name": name,
+        "given": given,
+        "started": begun.isoformat(timespec="microseconds"),
         "title": definition.TITLE,
         "summary": definition.SUMMARY,
         **_record(name, result),
@@ -79,6 +83,12 @@ def run(name: str | Path, out: str | Path, *, seed: int = 0, progress: bool | No
         text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
         (stage / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     return record
+
+
+def _given(name: str | Path) -> str:
+    """The words that name the problem on a command line, where a path is told by a slash in it."""
+    text = os.fspath(name)
+    return f".{os.sep}{text}" if isinstance(name, Path) and os.sep not in text else text
 
 
 @contextmanager

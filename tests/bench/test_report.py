@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sciddiff.bench import catalog
 from sciddiff.bench.report import _number, report
 from sciddiff.bench.runner import run
 from sciddiff.errors import InputError
@@ -73,7 +74,7 @@ def test_the_page_is_well_formed_and_shows_everything_a_result_holds(html: str):
         "Doe <2020> & co",
         'draws "as" <lines>',
         "A note with <tags>.",
-        "sciddiff run tiny --seed 0",
+        "/tiny --seed 0 --out DIR",
     ):
         assert words in page.text
 
@@ -106,6 +107,19 @@ def test_the_contents_name_every_problem_with_its_headline(html: str):
     assert [attrs["id"] for tag, attrs in page.tags if tag == "section"] == [(link or "")[1:]]
     contents = Page(html[html.index("<nav") : html.index("</nav>") + 6]).text
     assert re.search(r"spread 1\.5 K\s+mean error 0\.01235 K\s+vs 0\.0111$", contents.replace("\xa0", " "))
+
+
+def test_problems_stand_in_the_order_of_their_runs(out: Path, tmp_path: Path):
+    record = json.loads((out / "tiny.json").read_text())
+    for name, at in (("a", "2026-01-02"), ("b", "2026-01-01"), ("c", "2026-01-03")):
+        (tmp_path / f"{name}.json").write_text(json.dumps(record | {"title": f"Problem {name}!", "started": at}))
+    page = Page(report(tmp_path).read_text())
+    assert re.findall(r"Problem ([abc])!", page.text) == list("bacbac")
+
+
+def test_a_problem_given_by_path_is_run_again_by_that_path(html: str, tiny: Path, tmp_path: Path):
+    again = re.search(r"sciddiff run (\S+) --seed", Page(html).text)
+    assert again and catalog.locate(again[1]) == ("tiny", tiny.resolve())
 
 
 def test_a_missing_picture_is_said_and_a_path_out_of_the_folder_is_not_followed(out: Path, tmp_path: Path):

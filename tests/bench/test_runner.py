@@ -59,6 +59,19 @@ def test_the_record_holds_what_it_takes_to_do_it_again(done):
     assert record["draws"]["attrs"]["seed"] == 5 and record["draws"]["sizes"] == {"sample": 8, "place": 4}
 
 
+def test_runs_tell_their_order(done, tiny: Path, tmp_path: Path):
+    first = run(tiny, tmp_path, progress=False)["started"]
+    assert done[0]["started"] < first < run(tiny, tmp_path, progress=False)["started"]
+
+
+def test_a_folder_is_named_so_that_a_command_line_takes_it_for_one(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tiny.parent)
+    assert run(Path("tiny"), tmp_path, progress=False)["given"] == "./tiny"
+    assert run("./tiny", tmp_path, progress=False)["given"] == "./tiny"
+
+
 def test_cost_is_per_draw(done, tiny: Path):
     record, _ = done
     attrs = catalog.problem(tiny, seed=5).posterior.sample(8, seed=5, progress=False).attrs
