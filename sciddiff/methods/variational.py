@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["GaussianFit", "GaussianVI"]
 
+# the largest rank that is taken unasked: an iteration costs four gradients for each, and eigenvalues
+_MOST = 512
+# steps are halved down to this
+_LEAST = 1e-3
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -59,9 +64,9 @@ class GaussianVI(Method):
     """Gaussian variational inference under the prior's score, for any differentiable operator and noise.
 
     Forward-backward steps in the Bures-Wasserstein geometry (FB-GVI, Diao et al. 2023, arXiv 2304.05398),
-    preconditioned by the larger of the precision of ``q`` and the expected Hessian of ``V``: each direction
-    is then solved in closed form where ``V`` is quadratic, and the covariance stays positive elsewhere. The
-    Hessian comes by Stein's identity from gradients at points of ``q`` whose first three moments are exact;
+    preconditioned by the larger of the precision of ``q`` and the size of the expected Hessian of ``V``: each
+    direction is then solved in closed form where ``V`` is quadratic, and the covariance stays positive
+    elsewhere. The Hessian comes by Stein's identity from gradients at points of ``q`` whose first three moments are exact;
     no derivative of the denoiser is taken.
 
     Exact for Gaussian priors, linear operators and Gaussian noise with ``rank`` at least the number of data
@@ -69,12 +74,14 @@ class GaussianVI(Method):
     mode, and the prior's own covariance outside the subspace.
 
     Args:
-        rank: largest dimension of ``U``.
+        rank: largest dimension of ``U``; None takes the number of data or of values of the state, whichever
+            is less, and at most 512. With fewer than the number of data the draws are too wide.
         samples: pairs of points of ``q``, at least two for each dimension of ``U``; an iteration takes a
             gradient of the likelihood and a denoiser call at each. The points are the same in all iterations.
         sigma: noise level of the prior's score; None takes sigma_min for exact priors (at least the fourth
             root of the precision of the dtype), 0.05 for others.
-        step: of the forward-backward iteration, at most 1; halved where the gradient grows.
+        step: of the forward-backward iteration, at most 1; a step after which the gradient overflows or grows is
+            taken again at half its length.
         iterations: most iterations.
         tol: stop where the mean moves by less than this many posterior standard deviations, and the
             covariance by less than this part of itself.
@@ -94,7 +101,7 @@ class GaussianVI(Method):
         "in the {B}ures-{W}asserstein Space}, author={Diao, Michael and Balasubramanian, Krishnakumar and "
         "Chewi, Sinho and Salim, Adil}, booktitle={ICML}, year={2023}}"
     )
-    rank: int = 64
+    rank: int | None = None
     samples: int = 64
     sigma: float | None = None
     step: float = 1.0
@@ -103,7 +110,7 @@ class GaussianVI(Method):
 
     def __post_init__(self) -> None:
         good = (
-            self.rank >= 1
+            (self.rank is None or self.rank >= 1)
             and self.samples >= 1
             and self.iterations >= 1
             and 0 < self.step <= 1
@@ -147,41 +154,41 @@ class GaussianVI(Method):
         factor = prior.gaussian_covariance(prior.sigma_max)
         assert factor is not None  # `misfit` has refused priors without one
         target = _Target(run, case, factor, self._level(run))
-        basis, outer = target.subspace(self.rank)
-        r = basis.shape[1]
+        basis, outer = target.subspace(self._rank(run, case))
         points = _points(run, case, basis, self.samples)
-        mean = torch.zeros_like(basis[:, 0])
-        k = torch.eye(r, dtype=basis.dtype, device=basis.device)
-        step, before = self.step, math.inf
+        mean, k = torch.zeros_like(basis[:, 0]), torch.eye(basis.shape[1]).to(basis)
+        last: _Local | None = None
+        step, moved, changed = self.step, math.inf, math.inf
         for i in range(1, self.iterations + 1):
-            root = _power(k, 0.5)
-            inner = points @ basis
-            u = mean + points + inner @ (basis @ (root - torch.eye(r).to(root))).T
-            g = target.gradient(u)
-            average, local = g.mean(0), (g @ basis) @ root
-            hessian = inner.T @ local / len(points)
-            lam, q = torch.linalg.eigh((hessian + hessian.T) / 2)
-            frame = root @ q
-            # in the metric max(lam, 1) no direction overshoots, and a quadratic one is solved at step 1
-            metric = lam.clamp(min=1.0)
-            pull = frame.T @ (basis.T @ average)
-            outside = average - basis @ (basis.T @ average)
-            moved = float((pull**2 / metric).sum() + (outside**2).sum() / outer) ** 0.5
-            if moved > 2 * before and step > 1e-3:
+            here = _local(target, points, basis, outer, mean, k)
+            if last is not None and (here is None or here.moved > 2 * last.moved):
                 step = step / 2
-            mean = mean - step * (basis @ (frame @ (pull / metric)) + outside / outer)
-            spread = _forward_backward(lam / metric, metric, step) / metric
-            changed = float((spread - 1).abs().max())
-            k = (frame * spread) @ frame.T
-            if not math.isfinite(moved + changed):
+                # less than a standard deviation too far is no reason to go back
+                if here is None or (here.moved > 1 and step > _LEAST):
+                    here = last
+            elif last is not None and here is not None and here.moved < last.moved:
+                # a step that was halved far from the optimum may be too short near to it
+                step = min(self.step, 1.5 * step)
+            if here is None or step < _LEAST / 2:
                 break
-            if moved < self.tol and changed < self.tol:
+            mean, k, changed = here.stepped(step)
+            moved = here.moved
+            if here is not last and moved < self.tol and changed < self.tol:
                 return GaussianFit(factor, mean, basis, k, i)
-            before = moved
+            last = here
         raise ConvergenceError(
             f"GaussianVI: after {i} iterations the mean still moves by {moved:.2g} posterior standard "
-            f"deviations and the covariance by {changed:.2g} of itself. Raise iterations, or lower step or rank."
+            f"deviations and the covariance by {changed:.2g} of itself. {self._advice(run, case, len(k))}"
         )
+
+    def _rank(self, run: Run, case: int) -> int:
+        return self.rank or min(_data(run, case), run.prior.space.size, _MOST)
+
+    def _advice(self, run: Run, case: int, rank: int) -> str:
+        data = min(_data(run, case), run.prior.space.size)
+        if rank < data and self._rank(run, case) < data:
+            return f"Raise rank to at least the number of data, {data}; else raise iterations, or lower step."
+        return "Raise iterations or samples, or lower step."
 
     def _level(self, run: Run) -> float:
         if self.sigma is not None:
@@ -231,6 +238,63 @@ class _Target:
             white = u[part.start : part.stop].reshape(-1, *self.factor.white_shape).to(prior.dtype)
             out.append(self.factor.sqrt_adjoint(function(self.factor.sqrt(white))).flatten(1))
         return torch.cat(out).double()
+
+
+@final
+@dataclass(frozen=True)
+class _Local:
+    """Gradient and Hessian of ``V`` over one ``q``, in its frame ``K = frame frame^T``."""
+
+    mean: torch.Tensor
+    basis: torch.Tensor
+    frame: torch.Tensor
+    curvature: torch.Tensor
+    pull: torch.Tensor
+    outside: torch.Tensor
+    outer: float
+    moved: float
+
+    def stepped(self, step: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """The next mean and ``K``, and the relative change of the latter."""
+        # in the metric max(|curvature|, 1) no direction overshoots, and a quadratic one is solved at step 1
+        metric = self.curvature.abs().clamp(min=1.0)
+        inner = self.basis @ (self.frame @ (self.pull / metric))
+        spread = _forward_backward(self.curvature / metric, metric, step) / metric
+        mean = self.mean - step * (inner + self.outside / self.outer)
+        return mean, (self.frame * spread) @ self.frame.T, float((spread - 1).abs().max())
+
+
+def _local(
+    target: _Target,
+    points: torch.Tensor,
+    basis: torch.Tensor,
+    outer: float,
+    mean: torch.Tensor,
+    k: torch.Tensor,
+) -> _Local | None:
+    """`_Local` of the Gaussian with this mean and ``K``; None where a gradient or a variance overflows."""
+    if not bool(torch.isfinite(mean).all() & torch.isfinite(k).all()):
+        return None
+    root, inner = _power(k, 0.5), points @ basis
+    g = target.gradient(mean + points + inner @ (basis @ (root - torch.eye(len(k)).to(root))).T)
+    average, local = g.mean(0), (g @ basis) @ root
+    hessian = inner.T @ local / len(points)
+    if not bool(torch.isfinite(average).all() & torch.isfinite(hessian).all()):
+        return None
+    lam, q = torch.linalg.eigh((hessian + hessian.T) / 2)
+    frame = root @ q
+    pull = frame.T @ (basis.T @ average)
+    outside = average - basis @ (basis.T @ average)
+    moved = float((pull**2 / lam.abs().clamp(min=1.0)).sum() + (outside**2).sum() / outer) ** 0.5
+    return _Local(mean, basis, frame, lam, pull, outside, outer, moved) if math.isfinite(moved) else None
+
+
+def _data(run: Run, case: int) -> int:
+    """The number of values that were observed."""
+    seen = [
+        o.y[case].numel() if o.mask is None else int(o.mask[case].sum()) for o in run.posterior.observations
+    ]
+    return max(1, sum(seen))
 
 
 def _forward_backward(curvature: torch.Tensor, variance: torch.Tensor, step: float) -> torch.Tensor:

@@ -123,3 +123,50 @@ def test_a_fit_that_does_not_settle_raises(calibration):
     posterior = prior.given([2.0, -1.0, 5.0], cube, sd.noise.Gaussian(0.3))
     with pytest.raises(ConvergenceError, match="after 2 iterations"):
         posterior.sample(2, method=GaussianVI(iterations=2), seed=0)
+
+
+def log_rates(n, length, sd_prior, noise, observe=torch.exp):
+    """A series of log-rates about log 20 with an exponential covariance, seen at every time."""
+    t = np.arange(n)
+    cov = sd_prior**2 * np.exp(-np.abs(t[:, None] - t) / length)
+    space, generator = sd.Space({"t": n}), np.random.default_rng(0)
+    prior = sd.GaussianPrior(space, sd.covariance.dense(cov), np.full(n, np.log(20.0)))
+    operator = sd.operators.from_torch(observe, space, sd.Space({"t": n}, "y"), linear=observe is not torch.exp)
+    x = np.log(20.0) + np.linalg.cholesky(cov) @ generator.standard_normal(n)
+    y = generator.poisson(np.exp(x)).astype(float) if observe is torch.exp else x
+    return prior.given(y, operator, noise), cov, y
+
+
+def law(posterior, found):
+    """Mean and standard deviations of a fit, in the units of the state."""
+    unit = torch.eye(len(found.mean), dtype=torch.float64)
+    f = posterior.prior.normalisation.scale * found.factor.sqrt(unit).T
+    inner = found.covariance - torch.eye(len(found.covariance)).double()
+    cov = f @ (unit + found.basis @ inner @ found.basis.T) @ f.T
+    mean = posterior.prior.normalisation.mean + f @ found.mean
+    return mean.numpy(), cov.diagonal().sqrt().numpy()
+
+
+@pytest.mark.parametrize(("length", "sd_prior"), [(5.0, 1.0), (20.0, 1.0)])
+def test_with_256_counts_the_default_agrees_with_laplace(length, sd_prior):
+    """Steps of full length overflow here, and a rank below the number of data is too wide."""
+    posterior, cov, y = log_rates(256, length, sd_prior, sd.noise.Poisson())
+    precision, mode = np.linalg.inv(cov), np.full(256, np.log(20.0))
+    for _ in range(50):
+        gradient = precision @ (mode - np.log(20.0)) - y + np.exp(mode)
+        mode = mode - np.clip(np.linalg.solve(precision + np.diag(np.exp(mode)), gradient), -1, 1)
+    truth = np.sqrt(np.linalg.inv(precision + np.diag(np.exp(mode))).diagonal())
+    mean, spread = law(posterior, fit(posterior, GaussianVI()))
+    # mean and mode of one count's log-rate differ by half of its sd, a little less than a fifth at 20 counts
+    assert np.sqrt(np.mean(((mean - mode) / truth) ** 2)) < 0.2
+    assert np.mean(spread / truth) == pytest.approx(1, abs=0.01)
+    assert np.abs(spread / truth - 1).max() < 0.2
+
+
+def test_with_150_values_the_default_has_the_exact_spread_and_a_smaller_rank_says_so():
+    posterior, cov, _ = log_rates(150, 1.0, 1.0, sd.noise.Gaussian(0.2), lambda x: 2 * x)
+    truth = np.sqrt(np.linalg.inv(np.linalg.inv(cov) + np.eye(150) * (2 / 0.2) ** 2).diagonal())
+    _, spread = law(posterior, fit(posterior, GaussianVI()))
+    np.testing.assert_allclose(spread, truth, rtol=5e-3)
+    with pytest.raises(ConvergenceError, match="Raise rank to at least the number of data, 150"):
+        fit(posterior, GaussianVI(rank=16, iterations=3))
