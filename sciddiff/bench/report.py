@@ -20,6 +20,16 @@ from sciddiff.errors import InputError
 __all__ = ["report"]
 
 NOTHING = "\N{EN DASH}"
+TERMS = {
+    "CRPS": "Continuous ranked probability score: how far the distribution of the draws is from the true value, in units "
+    "of the quantity; lower is better. For one estimate without spread it is the absolute error.",
+    "coverage": "Share of true values inside the central intervals of the draws; it should be the intervals' level. "
+    "Below it the draws are too narrow, above it too wide.",
+    "PSNR": "Peak signal-to-noise ratio: 10 times the log10 of the squared range over the mean squared error, in dB; "
+    "higher is better.",
+    "relative L2": "Root of the sum of squared errors over that of the squared truth; 0 is perfect.",
+    "sd ratio": "Standard deviation of the draws over that of the reference; 1 is right, less is overconfident.",
+}
 BETTER = {
     "lower": ("\N{DOWNWARDS ARROW}", "lower is better"),
     "higher": ("\N{UPWARDS ARROW}", "higher is better"),
@@ -103,6 +113,7 @@ what it cost.</p>
 {_contents(results)}
 </header>
 {sections}
+{_glossary(sections)}
 </body>
 </html>
 """
@@ -126,6 +137,17 @@ def _headline(result: Mapping[str, Any]) -> str:
             f"<span>{_label(result, name)} <b>{_quantity(value, result['units'].get(name))}</b>{beside}</span>"
         )
     return "".join(parts)
+
+
+def _glossary(page: str) -> str:
+    """One line for every term that the page uses."""
+    words = re.sub(r"<[^>]*>|base64,[^\"]*", " ", page)
+    rows = "".join(
+        f"<dt>{term}</dt><dd>{meaning}</dd>"
+        for term, meaning in TERMS.items()
+        if re.search(rf"\b{term}\b", words, re.IGNORECASE)
+    )
+    return f"<footer><h2>Terms</h2><dl>{rows}</dl></footer>" if rows else ""
 
 
 def _section(index: int, result: Mapping[str, Any], folder: Path) -> str:
@@ -168,7 +190,10 @@ def _metrics(result: Mapping[str, Any]) -> str:
     head += '<th scope="col" class="number">Here</th>'
     if compared:
         head += '<th scope="col" class="number">Reference</th><th scope="col">Source of it</th>'
-    return _wide(f"<caption>Results</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
+    table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    if result.get("tables"):  # which a problem makes to tell the same, better arranged
+        return f"<details><summary>All figures</summary>{_wide(table)}</details>"
+    return _wide(f"<caption>Results</caption>{table}")
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -345,7 +370,10 @@ nav a { font-weight: 600; }
 .headline { display: flex; flex-wrap: wrap; gap: .1rem 1.5rem; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .headline b { font-weight: 600; }
 .headline .quiet { font-size: inherit; }
-section { margin-top: 4rem; padding-top: 2rem; border-top: 3px solid var(--ink); }
+details { margin: 2rem 0; }
+details .wide { margin: 1rem 0 0; }
+summary { font: 600 .95rem var(--sans); cursor: pointer; }
+section, footer { margin-top: 4rem; padding-top: 2rem; border-top: 3px solid var(--ink); }
 .index { color: var(--soft); font-weight: 400; margin-right: .75rem; }
 figure { margin: 1.5rem 0; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }

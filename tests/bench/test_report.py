@@ -83,7 +83,7 @@ def test_nothing_of_a_result_becomes_markup(html: str):
     assert "<b>MMPS" not in html and "<seen>" not in html and "<tags>" not in html and "<lines>" not in html
     assert {name for name, _ in Page(html).tags} <= set(
         "html head meta title style body header h1 h2 h3 p b nav ol ul li a div span section figure img figcaption "
-        "table caption thead tbody tr th td dl dt dd code sup".split()
+        "table caption thead tbody tr th td dl dt dd code sup details summary footer".split()
     )
 
 
@@ -109,10 +109,31 @@ def test_the_contents_name_every_problem_with_its_headline(html: str):
     assert re.search(r"spread 1\.5 K\s+mean error 0\.01235 K\s+vs 0\.0111$", contents.replace("\xa0", " "))
 
 
+def test_figures_that_a_problem_tables_itself_are_folded_away(out: Path, tmp_path: Path):
+    record = json.loads((out / "tiny.json").read_text())
+    (tmp_path / "tiny.json").write_text(json.dumps(record))
+    assert "All figures" in Page(report(tmp_path).read_text()).text
+    (tmp_path / "tiny.json").write_text(json.dumps(record | {"tables": {}}))
+    page = Page(report(tmp_path).read_text())
+    assert "details" not in dict(page.tags) and "Results" in page.text and "hits <of> 4" in page.text
+
+
+def test_the_terms_a_page_uses_are_explained_once_and_no_others(out: Path, tmp_path: Path):
+    record = json.loads((out / "tiny.json").read_text()) | {"tables": {}, "notes": [], "labels": {}}
+    record["metrics"] |= {"coverage": 0.9, "psnr": 20.0}
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    html = report(tmp_path).read_text()
+    foot = html[html.index("<footer>") : html.index("</footer>")]
+    assert re.findall(r"<dt>(.*?)</dt>", foot) == ["coverage", "PSNR"]
+
+
 def test_problems_stand_in_the_order_of_their_runs(out: Path, tmp_path: Path):
     record = json.loads((out / "tiny.json").read_text())
     for name, at in (("a", "2026-01-02"), ("b", "2026-01-01"), ("c", "2026-01-03")):
-        (tmp_path / f"{name}.json").write_text(json.dumps(record | {"title": f"Problem {name}!", "started": at}))
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps(record | {"title": f"Problem {name}!", "started": at})
+        )
     page = Page(report(tmp_path).read_text())
     assert re.findall(r"Problem ([abc])!", page.text) == list("bacbac")
 
