@@ -60,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = verbs.add_parser("run", help="solve problems; keep figures, pictures and draws")
     command.add_argument("problems", nargs="+", metavar="NAME", help=PROBLEM)
-    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the results go")
+    # asked for in `_run`, so that a wrong name is told of first
+    command.add_argument("--out", type=Path, metavar="DIR", help="where the results go (required)")
     command.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the problem and its draws (default 0)"
     )
@@ -70,8 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     command = verbs.add_parser("train", help="make a problem's prior")
     command.add_argument("problem", metavar="NAME", help=PROBLEM)
     command.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the prior goes (default: the problem's folder)"
+        "--out", type=Path, metavar="DIR", help="where the prior goes (with --replace: the problem's folder)"
     )
+    command.add_argument("--replace", action="store_true", help="replace the prior that is there")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the training (default 0)")
     command.set_defaults(verb=_train)
 
@@ -115,6 +117,8 @@ def _run(options: argparse.Namespace) -> int:
             got=f"{', '.join(twice)} twice",
             fix="give them their own --out",
         )
+    if options.out is None:
+        raise InputError("--out", expected="a folder for the results", got="none", fix="add --out DIR")
     _writable(options.out)
     failed, crashed = [], False
     for name, given in zip(names, options.problems, strict=True):
@@ -144,8 +148,22 @@ def _train(options: argparse.Namespace) -> int:
 
     check_seed(options.seed)
     _, folder = catalog.locate(options.problem)
+    if catalog.card(folder).prior == "none needed":
+        raise InputError(
+            "problem",
+            expected="one with a prior to train",
+            got=f"{options.problem}, which needs no training",
+            fix=f"solve it: sciddiff run {options.problem} --out DIR",
+        )
     definition = catalog.definition(folder, ["TITLE", "train"])
     out = folder if options.out is None else options.out
+    if not options.replace and (options.out is None or (out / "prior.safetensors").exists()):
+        raise InputError(
+            "--out",
+            expected="a folder without a prior",
+            got="none" if options.out is None else f"{out}, which holds one",
+            fix=f"pass another --out DIR, or --replace to write to {out}",
+        )
     _writable(out)
     definition.train(out, seed=options.seed)
     for name in ("prior.safetensors", "prior.json"):
@@ -188,7 +206,15 @@ def _show(record: Mapping[str, Any], out: Path) -> None:
 def _writable(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError("--out", expected="a folder", got=f"the file {out}", fix="pass another path")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            "--out",
+            expected="a folder that can be made",
+            got=f"{out} ({error.strerror})",
+            fix="pass another --out",
+        ) from error
     if not os.access(out, os.W_OK):
         raise InputError(
             "--out", expected="a folder to write to", got=f"{out}, read-only", fix="pass another --out"

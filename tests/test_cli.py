@@ -92,7 +92,11 @@ def test_a_crash_shows_its_traceback_and_the_other_problems_still_run(here: Path
         ("run ./good ./no_such_folder --out out", "a folder with a problem.py"),
         ("run ./good ./good --out out", "every name once"),
         ("run ./good --out good/problem.py", "a folder, got the file"),
-        ("train ./good", "to expose TITLE, train"),
+        ("run no_such_problem", "expected one of"),
+        ("run ./good", "add --out DIR"),
+        ("run ./good --out /dev/null/x", "/dev/null/x (Not a directory)"),
+        ("train ./good", "needs no training"),
+        ("train ./good --out out", "needs no training"),
         ("report good", "sciddiff run NAME"),
     ],
 )
@@ -108,12 +112,18 @@ def test_a_bad_seed_is_refused_without_a_traceback(here: Path, capsys):
     assert "an int from 0" in capsys.readouterr().err
 
 
-def test_train_writes_the_prior_into_the_folder_or_where_it_is_told(here: Path, capsys):
+def test_train_writes_where_it_is_told_and_replaces_a_prior_only_if_told_to(here: Path, capsys):
     (here / "good" / "problem.py").write_text(PROBLEM.replace("BODY", "") + TRAIN)
-    assert main(["train", "./good"]) == 0
+    assert main(["train", "./good"]) == 2
+    assert "--replace" in capsys.readouterr().err and not (here / "good" / "prior.json").exists()
+    assert main(["train", "./good", "--replace"]) == 0
     assert (here / "good" / "prior.safetensors").is_file()
+    weights = here / "weights" / "prior.safetensors"
     assert main(["train", "./good", "--out", "weights", "--seed", "7"]) == 0
-    assert (here / "weights" / "prior.safetensors").stat().st_size == 1007
+    assert main(["train", "./good", "--out", "weights", "--seed", "8"]) == 2
+    assert weights.stat().st_size == 1007
+    assert main(["train", "./good", "--out", "weights", "--seed", "8", "--replace"]) == 0
+    assert weights.stat().st_size == 1008
     assert "prior.json" in capsys.readouterr().out
 
 
@@ -121,7 +131,7 @@ def test_train_that_writes_no_prior_fails(here: Path, capsys):
     (here / "good" / "problem.py").write_text(
         PROBLEM.replace("BODY", "") + "\n\ndef train(out, *, seed=0): ...\n"
     )
-    assert main(["train", "./good"]) == 2
+    assert main(["train", "./good", "--out", "weights"]) == 2
     assert "to write prior.safetensors" in capsys.readouterr().err
 
 
