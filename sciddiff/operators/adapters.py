@@ -37,7 +37,8 @@ def from_torch(function: Map, domain: Space, codomain: Space, *, linear: bool = 
         linear: whether it is linear; this is checked, and the adjoint is taken by autograd.
 
     Raises:
-        InputError: if ``linear`` is claimed wrongly, or, when applied, on a result of another shape.
+        InputError: if ``linear`` is claimed wrongly, or if the function, tried on two random states, returns
+            another shape, writes into its input, mixes its rows or lets no gradient through.
 
     Example:
         >>> A = from_torch(lambda x: x.square().sum(1, keepdim=True), Space({"t": 3}), Space({"detector": 1}))
@@ -45,6 +46,7 @@ def from_torch(function: Map, domain: Space, codomain: Space, *, linear: bool = 
         ([[3.0]], [[2.0, 2.0, 2.0]])
     """
     _callable(function, "function")
+    _try(function, domain, codomain)
     if not linear:
         return _Torch(function, domain, codomain)
     operator = _LinearTorch(function, domain, codomain)
@@ -226,7 +228,9 @@ def _run(function: Map, x: torch.Tensor, codomain: Space, argument: str) -> torc
             argument,
             expected=f"a result of shape {expected} in {codomain}",
             got=got,
-            fix="return one row per row of the input, of the space's shape",
+            fix="return one row per row of the input, of the space's shape"
+            if isinstance(out, torch.Tensor)
+            else "return a tensor; operators.black_box takes functions of numpy arrays",
         )
     return out
 
@@ -315,6 +319,46 @@ def _dtype(owner: Any, function: Map, shape: tuple[int, ...]) -> torch.dtype:
         got=f"{failure}",
         fix="check it on a batch of one state",
     ) from failure
+
+
+def _try(function: Map, domain: Space, codomain: Space) -> None:
+    """Refuse what would only show while sampling; other errors may be due to the states, and are left."""
+    opaque = "stay in torch, or wrap numpy code with operators.black_box, which needs no gradient"
+    for dtype in (torch.float64, torch.float32):
+        start = _random(domain, 2, "trial", dtype, _home(function)[1])
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                leaf = start.clone().requires_grad_()
+                x = leaf * 1  # unlike a leaf it can be written into, which is then seen
+                out = _run(function, x, codomain, "function")
+                wrote = not torch.equal(x, start)
+                alone = _run(function, start[:1].clone().requires_grad_() * 1, codomain, "function")
+                follows = wrote or (
+                    out.requires_grad
+                    and torch.autograd.grad(out.sum(), leaf, allow_unused=True)[0] is not None
+                )
+        except InputError:
+            raise
+        except Exception as error:
+            if "call numpy()" in str(error):
+                raise _unfit("one that autograd follows", "numpy inside", opaque) from error
+            continue  # such as weights in the other dtype
+        if wrote:
+            raise _unfit("one that leaves its input alone", "one that writes into its input", "clone it first")
+        if not follows:
+            raise _unfit("one that autograd follows", "a result without gradient, as after .detach()", opaque)
+        off, scale = (out[:1] - alone).detach().abs().nan_to_num(), alone.detach().abs().nan_to_num().max()
+        if bool((off > (1e-6 if dtype == torch.float64 else 1e-2) * scale).any()):
+            raise _unfit(
+                "one that maps row by row",
+                "another result for a row alone than in a batch of two",
+                "keep the batch dim out of sums and flips; put modules into .eval()",
+            )
+        return
+
+
+def _unfit(expected: str, got: str, fix: str) -> InputError:
+    return InputError("function", expected=f"a function: {expected}", got=got, fix=fix)
 
 
 def _check_linear(operator: _LinearTorch) -> None:

@@ -182,9 +182,8 @@ def test_complex_results_of_torch_functions_become_real_views():
 
 
 def test_a_result_of_another_shape_is_refused():
-    operator = from_torch(lambda x: x.sum(), SERIES, Space({"s": 2}))
-    with pytest.raises(InputError, match=r"shape \(3, 2\).*got shape \(\)"):
-        operator.apply(random(3, 6))
+    with pytest.raises(InputError, match=r"shape \(2, 2\).*got shape \(\)"):
+        from_torch(lambda x: x.sum(), SERIES, Space({"s": 2}))
 
 
 class Physics:
@@ -233,3 +232,31 @@ def test_deepinv_physics_that_do_not_fit_are_refused():
         from_deepinv(Physics(3.0), PLANE, Space({"y": 2, "x": 5}, "a"))
     with pytest.raises(InputError, match="physics"):
         from_deepinv(object(), PLANE, PLANE)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x.mul_(2), "writes into its input"),
+        (lambda x: torch.from_numpy(np.sin(x.numpy())), "numpy inside.*black_box"),
+        (lambda x: np.ones((len(x), 6)), "ndarray.*black_box"),
+        (lambda x: x.detach() ** 2, "without gradient.*black_box"),
+        (lambda x: x[:, :4], r"shape \(2, 6\)"),
+        (lambda x: x - x.mean(), "row alone"),
+        (lambda x: x.flip(0), "row alone"),
+    ],
+)
+def test_functions_that_would_fail_while_sampling_are_refused_at_once(function, message):
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        from_torch(function, SERIES, SERIES)
+
+
+def test_a_function_of_either_dtype_is_taken_and_modules_are_left_as_they_were():
+    weight = torch.eye(6)
+    single = from_torch(lambda x: x @ weight, SERIES, SERIES)
+    assert single.apply(torch.ones(1, 6)).dtype == torch.float32
+    with torch.random.fork_rng():
+        module = torch.nn.Linear(6, 6)
+    from_torch(module, SERIES, SERIES)
+    assert all(p.grad is None for p in module.parameters())
+    from_torch(lambda x: x.log(), SERIES, SERIES)  # not finite where the trial states are negative
