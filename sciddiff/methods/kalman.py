@@ -35,11 +35,12 @@ class EnsembleKalman(Method):
     members than the data tell apart the spread is too small; ``inflation`` makes up for some of it.
 
     A simulator that fails for some members raises, unless its operator was made with ``on_error="drop"``:
-    then the analysis goes on without them, their rows of the result are NaN, and ``failed_members`` counts
-    them.
+    then the analysis goes on without them, ``failed_members`` counts them, and the draws are the first n
+    members that live; only where fewer than n do, rows of the result are NaN.
 
     Args:
-        ensemble: least number of members; J is that or n, whichever is more. Draw i is member i.
+        ensemble: least number of members; J is that or n, whichever is more. Draw i is member i, but for
+            those that failed.
         iterations: 1 for one analysis; more assimilate the data in as many steps with ``R`` times that number
             (ES-MDA, Emerick and Reynolds 2013), which helps where ``G`` is not linear.
         inflation: factor of the prior's anomalies, at least 1.
@@ -84,7 +85,7 @@ class EnsembleKalman(Method):
         """Analyse every case with its own ensemble."""
         size = max(run.n, self.ensemble)
         run.notes["ensemble"] = size
-        return run.per_case(lambda case: self._analyse(run, case, size)[: run.n])
+        return run.per_case(lambda case: _living(self._analyse(run, case, size), run.n))
 
     def _analyse(self, run: Run, case: int, size: int) -> torch.Tensor:
         streams = run.ensemble(case, size, purpose="perturbation").streams
@@ -132,6 +133,12 @@ class EnsembleKalman(Method):
         x = (z[alive] - z[alive].mean(0)).flatten(1) / math.sqrt(j - 1)
         update: torch.Tensor = weights.to(x) @ x
         return update.reshape(-1, *z.shape[1:])
+
+
+def _living(z: torch.Tensor, n: int) -> torch.Tensor:
+    """The first n members that live; where fewer do, the first n of all, NaN where they failed."""
+    alive = torch.isfinite(z.flatten(1)).all(1)
+    return z[alive][:n] if int(alive.sum()) >= n else z[:n]
 
 
 def _simulate(run: Run, z: torch.Tensor) -> list[torch.Tensor]:

@@ -230,7 +230,7 @@ def _report(failed: Sequence[tuple[int, Exception | None]], rows: int, on_error:
     advice = (
         "check the function on one state"
         if len(failed) == rows
-        else "pass on_error='nan' to go on without it"
+        else "pass on_error='drop' to go on without it"
     )
     return SciddiffError(
         f"{len(failed)} of {rows} members failed twice, the first of them number {member}: {error}. "

@@ -242,3 +242,13 @@ def test_a_named_solver_draws_the_prior_ensemble():
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(InputError):
         EnsembleKalman(**change)
+
+
+def test_where_enough_members_live_every_draw_is_one_of_them():
+    method = EnsembleKalman(ensemble=80)
+    every = opaque(fails_sometimes, on_error="drop").sample(80, method=method, seed=0)
+    draws = opaque(fails_sometimes, on_error="drop").sample(30, method=method, seed=0)
+    assert draws.attrs["failed_members"] == every.attrs["failed_members"] > 0
+    np.testing.assert_array_equal(draws["x"], every["x"].values[np.isfinite(every["x"]).all("i")][:30])
+    with pytest.raises(sd.errors.SciddiffError, match="on_error='drop'"):
+        opaque(fails_sometimes).sample(30, method=method, seed=0)
