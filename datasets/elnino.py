@@ -1,4 +1,4 @@
-"""Monthly sea-surface temperature off Peru, 1950 to 2010: the series in which El Nino shows.
+"""Monthly sea-surface temperature off Peru, 1950 to 2010: the series in which El Niño shows.
 
 The mean over 0-10 S, 90-80 W ("Nino 1+2") of NOAA's reconstruction ERSST v3b (Smith, Reynolds, Peterson and
 Lawrimore 2008, "Improvements to NOAA's historical merged land-ocean surface temperature analysis"),
@@ -81,7 +81,7 @@ def _table() -> np.ndarray:
     try:
         from statsmodels.datasets import elnino
     except ImportError as error:
-        raise MissingDependencyError("statsmodels", "data", "the El Nino series") from error
+        raise MissingDependencyError("statsmodels", "data", "the El Niño series") from error
     table = elnino.load_pandas().data.sort_values("YEAR")
     values = table.drop(columns="YEAR").to_numpy(dtype=np.float64).ravel()
     _check(values, "another one", "install statsmodels 0.14 or 0.15")

@@ -1,4 +1,4 @@
-"""What a forecast of El Nino has to beat: climatology, persistence, an AR(3) and a seasonal ARIMA.
+"""What a forecast of El Niño has to beat: climatology, persistence, an AR(3) and a seasonal ARIMA.
 
 Every baseline is fitted once, on the months up to ``train_end``, and gives a normal law for each origin and lead.
 An origin is the first month that is not seen; lead 1 is the origin itself, one month after ``init_time``. With ``c`` the mean of each calendar

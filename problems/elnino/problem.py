@@ -1,4 +1,4 @@
-"""A year ahead of El Nino: real sea-surface temperatures, two priors over windows, and what forecasters use.
+"""A year ahead of El Niño: real sea-surface temperatures, two priors over windows, and what forecasters use.
 
 A state is a window of 24 months. Twelve months seen and twelve to come, or a gap in the middle: it is one
 posterior, and only the mask differs.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sciddiff.priors import NeuralPrior, Prior
 
-TITLE = "El Nino: fill gaps and look a year ahead in sea-surface temperature"
+TITLE = "El Niño: fill gaps and look a year ahead in sea-surface temperature"
 SUMMARY = (
     "Monthly sea-surface temperatures off Peru, 1950 to 2010, are forecast up to twelve months ahead from every month "
     "of 1995 to 2010, and gaps of six months in them are filled, by one prior over windows of 24 months that knows nothing "
@@ -126,7 +126,7 @@ def train(out: Path, *, seed: int = 0) -> NeuralPrior:
 
 
 def load(seed: int = 0) -> Problem:
-    """The twelve months from May 1997 on, when the largest El Nino of the record began, from the twelve before."""
+    """The twelve months from May 1997 on, when the largest El Niño of the record began, from the twelve before."""
     sst = dataset("elnino").load()["sst"]
     prior = sd.load_prior(HERE / "prior")
     dates = pd.date_range(end=pd.Timestamp(SHOWN) + pd.DateOffset(months=HORIZON), periods=WINDOW, freq="MS")
@@ -308,6 +308,11 @@ def run(*, seed: int = 0, progress: bool | None = None) -> Result:
         "interval that holds 1 shows no gain; the training years hold only 517 overlapping windows.",
         f"Every month of 1995 to 2010 is an origin, {SAMPLES} draws each; months beyond December 2010 are not scored. Blocks of 24 origins.",
     ]
+    if (covered := filled["network"]["coverage"]) < 0.9:
+        notes.append(
+            f"The 90 % intervals of the network prior hold {100 * covered:.0f} % of the months in gaps: 1995 to 2010 holds the "
+            "largest event of the record, that of 1997."
+        )
     result = draws["network"].to_dataset(name="sst")
     result.attrs = draws["network"].encoding["run"]
     return Result(
@@ -352,7 +357,7 @@ def ratio_row(name: str, ours: xr.Dataset, theirs: xr.Dataset) -> dict[str, str]
 def pictures(
     draws: dict[str, xr.DataArray], scored: dict[str, xr.Dataset], sst: xr.DataArray
 ) -> dict[str, Figure]:
-    """A forecast of the El Nino of 1997, and the CRPS against lead."""
+    """A forecast of the El Niño of 1997, and the CRPS against lead."""
     import matplotlib.pyplot as plt
 
     problem = load()
@@ -377,7 +382,7 @@ def pictures(
     return {
         "fan": Figure(
             fan,
-            "A year ahead from April 1997, before the largest El Nino of the record, under the network prior.",
+            "A year ahead from April 1997, before the largest El Niño of the record, under the network prior.",
         ),
         "crps": Figure(figure, "CRPS against lead, mean over every origin of 1995 to 2010; lower is better."),
     }
