@@ -325,6 +325,20 @@ def test_loss_draws_the_curves_of_any_history():
     assert ax.get_yscale() == "linear"
 
 
+def test_loss_draws_training_and_validation_unless_told_otherwise():
+    history = {"step": [1, 2], "training": [3.0, 2.0], "rate": [1e-3, 1e-4], "validation": [3.5, 2.5]}
+
+    def drawn(**kwargs):
+        return [line.get_label() for line in plot.loss(history, **kwargs).lines]
+
+    assert drawn() == ["training", "validation"]
+    assert drawn(columns=["rate", "training"]) == ["rate", "training"]
+    assert len(plot.loss({"a": [1.0], "b": [2.0]}).lines) == 2
+    for columns in (["rat"], []):
+        with pytest.raises(InputError, match="columns"):
+            plot.loss(history, columns=columns)
+
+
 def test_a_long_history_is_drawn_in_pale_under_its_running_median():
     values = np.random.default_rng(0).normal(size=1000) + 10
     values[500] = 1e6

@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 __all__ = ["loss"]
 
 
-def loss(history: History, *, ax: Axes | None = None) -> Axes:
+def loss(history: History, *, columns: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
     """Training curves: every value in pale, a running median in full colour where there are many.
 
     Args:
         history: one curve, or several by name: a sequence, a mapping of sequences, a DataFrame or a Dataset
             of one-dimensional variables. "step" or "epoch" (a key, a column, the index or a coord) is the
             horizontal axis; without it values are counted from 1.
+        columns: names of the curves to draw; None draws "training" and "validation", or all where neither is there.
         ax: where to draw; None makes a figure. The vertical axis is logarithmic if all values are positive.
 
     Returns:
         The Axes.
 
     Raises:
-        InputError: no values, or curves that are not as long as their steps.
+        InputError: no values, curves that are not as long as their steps, or columns that are not there.
 
     Example:
         >>> import matplotlib.pyplot as plt
@@ -47,6 +48,7 @@ def loss(history: History, *, ax: Axes | None = None) -> Axes:
     from matplotlib.ticker import MaxNLocator
 
     label, steps, curves = _curves(history)
+    curves = _chosen(curves, columns)
     ax = own_axes((4.0, 2.6)) if ax is None else ax
     for (name, values), color in zip(curves.items(), _cycle(len(curves)), strict=True):
         known = ~np.isnan(values)
@@ -71,6 +73,15 @@ def loss(history: History, *, ax: Axes | None = None) -> Axes:
     if len(curves) > 1:
         ax.legend(frameon=False, fontsize="small")
     return ax
+
+
+def _chosen(curves: dict[str, Array], columns: Sequence[str] | None) -> dict[str, Array]:
+    if columns is None:
+        return {name: v for name, v in curves.items() if name in ("training", "validation")} or curves
+    names = [columns] if isinstance(columns, str) else list(columns)
+    if not names or any(name not in curves for name in names):
+        raise InputError("columns", expected=f"names of {', '.join(curves)}", got=columns, fix="None")
+    return {name: curves[name] for name in names}
 
 
 def _log_scale(ax: Axes, *, few_decades: bool) -> None:
