@@ -113,7 +113,7 @@ def _fit(posterior: Posterior, o: Observation, x: torch.Tensor) -> str | None:
     if _tail(float(gaps[worst]), float(skew[worst])) < level:
         return f"the draws do not fit the observation (log-likelihood {float(gaps[worst]):.1f} sds below that of replicated data): check noise, operator and prior, or take more steps"
     if _tail(-float(gaps[best]), -float(skew[best])) < level:
-        return f"the draws fit the noise (log-likelihood {-float(gaps[best]):.1f} sds above that of replicated data): is the noise sd too large?"
+        return f"the draws fit the noise (log-likelihood {-float(gaps[best]):.1f} sds above that of replicated data): is the noise too large, or zeta of DPS?"
     return None
 
 

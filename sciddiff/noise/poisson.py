@@ -22,7 +22,7 @@ class Poisson(Pointwise):
 
     No count has a negative rate: `draw` refuses one, `log_prob` is minus infinity there with NaN for a
     gradient, and `score` raises. Where the prior allows negative rates, let the operator end in ``exp`` or
-    ``softplus``, or take a method without gradients. At a rate of zero a count of zero is certain.
+    ``softplus``, or take Gaussian noise with sd sqrt(count) and EnsembleKalman. At a rate of zero a count of zero is certain.
 
     Args:
         exposure: time, dose or efficiency: a positive number, or an array of the codomain's shape.
@@ -91,7 +91,7 @@ class Poisson(Pointwise):
             raise DivergenceError(
                 f"Poisson: {int(bad.sum())} of {mean.numel()} rates are negative, down to {float(mean[bad].min()):.3g}, "
                 "and have no likelihood. Let the operator end in a positive function, such as exp or softplus, "
-                "or use a method without gradients."
+                "or use Gaussian noise with sd sqrt(count) and EnsembleKalman."
             )
         return super().score(y, mean, mask)
 
