@@ -102,7 +102,7 @@ class DPS(Method):
         self, run: Run, z: torch.Tensor, sigma: float, cases: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``D`` and ``C J^T v`` with ``v`` the gradient of the log-likelihood at ``D``, scaled."""
-        d, covariance = tweedie(run, z, sigma)
+        d, covariance = tweedie(run, z, sigma, once=True)
         v = likelihood_gradient(run, d, cases, unit=self.norm == "data")
         return d, covariance(v if self.norm == "data" else _unit(v)) / sigma**2
 
@@ -148,7 +148,7 @@ class DPSDenoiser(GuidedDenoiser):
         length = self.zeta * _typical(run)
 
         def guided(z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
-            d, covariance = tweedie(run, z, sigma)
+            d, covariance = tweedie(run, z, sigma, once=True)
             v = likelihood_gradient(run, d, cases, unit=True)
             return d + covariance(length[cases].reshape(-1, *(1,) * (z.ndim - 1)) * v)
 

@@ -227,7 +227,7 @@ class _Scalar:
         self.fixed = _Fixed(method, run, lambda sigma: multiple(reference, method.gamma * sigma**2))
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
-        d, cov = tweedie(self.run, z, sigma)
+        d, cov = tweedie(self.run, z, sigma, once=True)
         linear = self.fixed.linear
         return d + cov(linear.adjoint(self.fixed.weights(sigma, linear.residual(d, cases), cases)))
 
