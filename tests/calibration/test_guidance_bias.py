@@ -53,19 +53,30 @@ def test_mmps_is_at_the_floor_of_the_same_test(ornstein_uhlenbeck, calibration):
     assert least > 1 - 4 / np.sqrt(2 * N) and far < 1.2
 
 
+# means of seeds 0 to 2. Their standard deviations from seed to seed are at most 0.012, 0.006, 0.011 and 0.05; the bounds
+# are four of these, since W2 to another exact set and a later torch move them as another seed does
+WITHIN = np.array([0.05, 0.025, 0.045, 0.2])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("zeta", [0.1, 0.3, 1.0])
-def test_dps_is_off_by_what_its_docstring_says(ornstein_uhlenbeck, calibration, zeta):
-    off, spread, least, far = figures(ornstein_uhlenbeck, calibration, DPS(zeta=zeta))
-    assert 0.1 < off < 0.6
-    assert least < 0.5 and 0.6 < spread < 1.1
-    assert 1.4 < far < 5
+@pytest.mark.parametrize(
+    ("zeta", "measured"),
+    [
+        (0.1, (0.206, 0.724, 0.127, 1.59)),
+        (0.3, (0.372, 0.764, 0.304, 2.52)),
+        (1.0, (0.537, 0.920, 0.331, 3.52)),
+    ],
+)
+def test_dps_is_off_by_what_was_measured_for_its_zeta(ornstein_uhlenbeck, calibration, zeta, measured):
+    found = figures(ornstein_uhlenbeck, calibration, DPS(zeta=zeta))
+    assert (np.abs(np.subtract(found, measured)) < WITHIN).all()
 
 
-@pytest.mark.parametrize("zeta", [0.25, 0.5])
-def test_the_denoiser_form_of_dps_is_off_by_what_its_docstring_says(ornstein_uhlenbeck, calibration, zeta):
-    solver = Ancestral(steps=256)
-    off, spread, least, far = figures(ornstein_uhlenbeck, calibration, DPSDenoiser(zeta), solver=solver)
-    assert 0.15 < off < 0.6
-    assert 0.8 < spread < 1.4 and 0.7 < least < 1.0
-    assert 1.4 < far < 4
+@pytest.mark.parametrize(
+    ("zeta", "measured"), [(0.25, (0.447, 1.277, 0.868, 1.85)), (0.5, (0.288, 0.920, 0.823, 2.11))]
+)
+def test_the_denoiser_form_of_dps_is_off_by_what_was_measured(
+    ornstein_uhlenbeck, calibration, zeta, measured
+):
+    found = figures(ornstein_uhlenbeck, calibration, DPSDenoiser(zeta), solver=Ancestral(steps=256))
+    assert (np.abs(np.subtract(found, measured)) < WITHIN).all()
