@@ -56,6 +56,20 @@ def test_every_row_of_the_page_is_a_row_of_what_the_benchmark_printed(heading, p
         assert any(same), f"no line of the output is {rule}: {figures}"
 
 
+def test_every_row_on_the_learned_prior_is_a_line_of_what_was_printed():
+    printed = (ROOT / "benchmarks" / "learned.txt").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    section = page[page.index("## On a learned prior") : page.index("(what-covariance-means)=")]
+    table = re.findall(r"^\| ((?:MMPS|DPS).*) \| (.+) \| (.+) \| (.+) \|$", section, re.MULTILINE)
+    assert len(table) == 6
+    for rule, *figures in table:
+        name = rule.replace('MMPS, "', 'MMPS "')
+        line = next(line for line in printed.splitlines() if line.startswith(f"{name}  "))
+        assert " ".join(line[len(name) :].split()).startswith(" ".join(figures))
+    for figures in ("21.1   0.034", "13.1   0.078"):
+        assert figures in printed
+
+
 def test_the_page_states_how_many_problems_and_draws_its_figures_are_of():
     text = (ROOT / "benchmarks" / "fidelity.txt").read_text(encoding="utf-8")
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

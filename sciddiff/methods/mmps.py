@@ -40,6 +40,7 @@ class MMPS(GuidedDenoiser):
             - "exact": ``sigma^2 J C``, for exact priors. Where it does not depend on z, ``R + B Cov B^T`` is formed
               and factored once per sigma; else CG on VJPs, to ``rtol`` or `ConvergenceError`.
             - "guarded": the same, symmetrised, for networks; CG stops at negative curvature. Two VJPs an iteration.
+              Experimental: a guard against divergence, not against inaccuracy.
             - "gaussian": that of the Gaussian fitted to the prior: positive, no VJP. The default of trained priors.
             - "unit": that of a Gaussian of variance one in normalised units: positive, no VJP. The default of networks
               without a fitted Gaussian.
