@@ -18,6 +18,7 @@ from sciddiff.methods.base import Guided, GuidedDenoiser, Run
 from sciddiff.noise import Gaussian, Laplace, Noise, Poisson, StudentT
 from sciddiff.operators import LinearOperator, Operator
 from sciddiff.priors import EmpiricalPrior, GaussianMixturePrior, GaussianPrior, NetworkPrior
+from sciddiff.priors.paths import VE
 from sciddiff.testing import CheckError, check_method, check_noise, check_operator, check_prior
 
 SPACE = sd.Space({"i": 5}, "x")
@@ -99,6 +100,7 @@ def network() -> NetworkPrior:
         SPACE,
         predicts="x0",
         path="ve",
+        time=VE().ratio,
         sigma_max=20.0,
         dtype=torch.float64,
     )

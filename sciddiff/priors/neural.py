@@ -31,6 +31,7 @@ from sciddiff.networks import Backbone
 from sciddiff.priors.base import Normalisation, Prior, level, sigma_range
 from sciddiff.priors.gaussian import GaussianPrior
 from sciddiff.priors.paths import Path, coefficients, path
+from sciddiff.random import Streams
 from sciddiff.spaces import Space
 
 __all__ = ["NetworkPrior", "NeuralPrior", "OnGaussian", "Plain", "Preconditioning", "largest_eigenvalue"]
@@ -266,7 +267,11 @@ class NetworkPrior(Prior):
             "score" (of ``x_t``) or "v" (``alpha n - sigma x0``).
         path: "vp", "subvp", "ve", "cosine", "flow", or a `Path` with the constants of its training.
         sigma_max: highest noise level; at least 5 times the largest standard deviation of the data in
-            normalised units (see `largest_eigenvalue`), or samples come out too narrow.
+            normalised units (see `largest_eigenvalue`). A little less gives samples that are too wide, far less
+            ones that are too narrow. It is checked on the denoiser's slope about 0: at ``sigma_max``, ``J`` has the
+            eigenvalues ``lambda / (lambda + sigma_max^2)`` of a prior with covariance ``lambda C``, the largest of which is
+            found by six power iterations on differences, and refused above 1/20 (1/26 is 5 standard deviations;
+            the rest is room for the network's own error).
         sigma_min: lowest noise level; default 0.01, the first of DDPM's thousand levels, or the path's own.
         normalisation: ``x = mean + scale z`` for the ``z`` that the network was trained on; default: none.
         reference: covariance ``C`` of the noise that it was trained with; default white.
@@ -278,12 +283,12 @@ class NetworkPrior(Prior):
         device: of the states; only for a net without parameters, default the CPU.
 
     Raises:
-        InputError: on an unknown path or prediction, levels that the path does not reach, or a net
-            that does not return x's shape.
+        InputError: on an unknown path or prediction, levels that the path does not reach, a net
+            that does not return x's shape, or a sigma_max that is too small for what the net has learnt.
 
     Example:
         >>> net = lambda x, t: torch.zeros_like(x)
-        >>> prior = Prior.from_network(net, Space({"i": 4}), predicts="noise", path="vp", sigma_max=80.0)
+        >>> prior = Prior.from_network(net, Space({"i": 4}), predicts="x0", path="vp", sigma_max=80.0)
         >>> prior.denoise(torch.ones(2, 4, dtype=torch.float64), 1.0).shape
         torch.Size([2, 4])
     """
@@ -320,6 +325,7 @@ class NetworkPrior(Prior):
         self.sigma_min, self.sigma_max = sigma_range(0.0, 1.0, low, sigma_max)
         coefficients(self.path, predicts, self.path.time(torch.tensor([self.sigma_min, self.sigma_max])))
         _try(self)
+        _check_top(self)
 
     def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         """``a z + b F(alpha z, t)`` for ``(batch, *shape)``; sigma is a number or ``(batch,)``.
@@ -507,6 +513,33 @@ def _try(prior: NeuralPrior | NetworkPrior) -> None:
     if out.dtype != prior.dtype:
         raise InputError(
             "network", expected=f"{prior.dtype} out of {prior.dtype}", got=out.dtype, fix="keep the dtype"
+        )
+
+
+def _check_top(prior: NetworkPrior) -> None:
+    """Refuse a sigma_max at which the denoiser still follows its input: ``|J|`` over 1/20.
+
+    Steps are as long as the noise, for which a network of any precision was trained.
+    """
+    top, streams = prior.sigma_max, Streams(0, [0], purpose="largest slope")
+    step, slope = prior.noise(streams), 0.0
+    with torch.no_grad():
+        for _ in range(6):
+            length = step.norm()
+            if not float(length) > 0:
+                return
+            step = step * (top * math.sqrt(prior.space.size) / length)
+            ahead, behind = prior.denoise(torch.cat([step, -step]), top).split(1)
+            out = (ahead - behind) / 2
+            # along the direction itself: errors that are not the prior's covariance do not add up
+            slope = float((step * out).sum() / (step * step).sum())
+            step = out
+    if slope > 1 / 20:
+        raise InputError(
+            "sigma_max",
+            expected="at least 5 times the largest standard deviation of what the network has learnt",
+            got=f"{top:g}, about {math.sqrt(1 / slope - 1) if slope < 1 else 0:.2g} times it",
+            fix="raise it, or pass the normalisation and the units that the network was trained in",
         )
 
 

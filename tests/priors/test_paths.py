@@ -203,7 +203,7 @@ def test_the_network_gets_a_channel_axis_and_the_time_that_it_asks_for():
 
 def test_dtype_follows_the_network_and_a_copy_is_converted():
     net = MLP(features=4, width=8, depth=1)
-    prior = Prior.from_network(net, SPACE, predicts="noise", path="vp", sigma_max=80.0)
+    prior = Prior.from_network(net, SPACE, predicts="x0", path="vp", sigma_max=80.0)
     assert prior.dtype == torch.float32
     z = torch.ones(2, 4, dtype=torch.float64)
     with pytest.raises(InputError, match=r"prior\.to\(dtype"):
@@ -239,6 +239,27 @@ def test_levels_outside_the_path_are_refused():
     for sigma in (0.0, -1.0, float("nan"), 200.0, torch.tensor([1.0, 200.0])):
         with pytest.raises(InputError, match="sigma"):
             prior.denoise(z, sigma)
+
+
+def stretched(sd: float, dtype: torch.dtype = torch.float64, **change) -> Prior:
+    """The exact denoiser of ``N(0, diag(sd^2, 1, 1, 1) / 4)``, of sd 0.5 but along one direction."""
+    lam = torch.tensor([sd**2, 0.25, 0.25, 0.25], dtype=dtype)
+
+    def net(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return x * lam / (lam + sigma[:, None] ** 2)
+
+    arguments = {"predicts": "x0", "path": VE(0.01, 100.0), "dtype": dtype, "time": VE(0.01, 100.0).ratio}
+    return Prior.from_network(net, SPACE, channel_axis=False, **{**arguments, **change})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sd", [0.5, 2.0])
+def test_a_sigma_max_below_five_standard_deviations_of_what_a_network_learnt_is_refused(sd, dtype):
+    for times in (0.25, 1.0, 3.0, 4.2):
+        with pytest.raises(InputError, match="sigma_max"):
+            stretched(sd, dtype, sigma_max=times * sd)
+    for times in (5.0, 20.0):
+        assert stretched(sd, dtype, sigma_max=times * sd).sigma_max == times * sd
 
 
 def test_paths_are_found_by_name():
