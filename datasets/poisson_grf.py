@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "make", "source_space", "spectrum"]
 
+# to be raised whenever `make` gives other numbers, so that no old file is taken for a new one
+RECIPE = 1
+
 
 def source_space(n: int = 128) -> Space:
     """The source ``a`` on the unit square."""
@@ -55,5 +58,5 @@ def make(path: Path, *, n: int = 128, fields: int = 20, seed: int = 0) -> None:
 
 def load(*, n: int = 128, fields: int = 20, seed: int = 0, cache: str | Path | None = None) -> xr.Dataset:
     """The pairs, labelled, from the cache; made there first if they are missing."""
-    name = f"poisson_grf_{n}_{fields}_{seed}.nc"
+    name = f"poisson_grf_v{RECIPE}_{n}_{fields}_{seed}.nc"
     return read(cached(name, lambda path: make(path, n=n, fields=fields, seed=seed), cache))

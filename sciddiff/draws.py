@@ -62,6 +62,8 @@ def _values(posterior: Posterior, x: torch.Tensor) -> str | None:
     if not bool(finite.all()):
         return f"{int((~finite).sum())} of {len(x)} draws are not finite"
     prior = posterior.prior
+    if not prior.normalised:
+        return None  # how far the prior reaches is not known
     z = prior.normalisation.normal(x)
     far = float(z.abs().max())
     if far > 12 and (law := prior.gaussian_covariance(prior.sigma_max)) is not None:
@@ -80,6 +82,8 @@ def _spread(posterior: Posterior, x: torch.Tensor) -> str | None:
     sd = (draws.std(0) / posterior.prior.normalisation.scale.to(x)).flatten(1)
     if bool((sd == 0).all(1).any()):
         return "the draws of a case are all alike"
+    if not posterior.prior.normalised:
+        return None
     rms = float(sd.square().mean(1).sqrt().max())
     # a few draws of one value may spread so far by chance
     limit = math.sqrt(float(chdtri(n - 1, _FALSE_ALARMS / posterior.cases)) / (n - 1))

@@ -346,7 +346,8 @@ class Posterior:
         Args:
             n: number of draws.
             method: how; None takes the default for this posterior, which the result records.
-            solver: what integrates a guided denoiser; None takes ``DPMSolver()``.
+            solver: what integrates a guided denoiser; None takes ``Moments()`` where the method can draw from its
+                covariance, 64 steps of it on learned priors, and ``DPMSolver()`` elsewhere.
             steps: number of steps, in place of the solver's.
             seed: draw i of case j depends on (seed, j, i) alone, for methods whose draws do not interact.
             chunk: rows (draws times cases) at a time; None fits them to memory.

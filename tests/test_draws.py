@@ -16,6 +16,7 @@ from sciddiff.draws import DiagnosisWarning, diagnose, load, save, to_arviz
 from sciddiff.errors import InputError
 from sciddiff.operators import Identity, Matrix, black_box, from_torch
 from sciddiff.posterior import Posterior
+from sciddiff.priors.paths import VE
 
 # -- disk ----------------------------------------------------------------------------------------------
 
@@ -348,3 +349,24 @@ def test_the_diagnosis_leaves_the_draws_alone_even_if_the_operator_writes_into_i
     x = torch.ones(4, 3, dtype=torch.float64)
     diagnose(posterior, x)
     assert bool((x == 1).all())
+
+
+def test_a_network_in_physical_units_is_not_accused_of_reaching_far():
+    space = sd.Space({"i": 4})
+
+    def net(x, t):
+        sigma = VE(0.01, 200.0).sigma(t.double()).reshape(-1, 1)
+        return 25 / (25 + sigma**2) * x
+
+    prior = sd.Prior.from_network(
+        net,
+        space,
+        predicts="x0",
+        path=VE(0.01, 200.0),
+        sigma_max=150.0,
+        channel_axis=False,
+        dtype=torch.float64,
+    )
+    posterior = prior.given([0.0] * 4, Identity(space), noise.Gaussian(5.0))
+    x = 5 / math.sqrt(2) * torch.from_numpy(np.random.default_rng(0).standard_normal((400, 4)))
+    assert diagnose(posterior, x) == "ok"

@@ -344,7 +344,9 @@ def _try(function: Map, domain: Space, codomain: Space) -> None:
                 raise _unfit("one that autograd follows", "numpy inside", opaque) from error
             continue  # such as weights in the other dtype
         if wrote:
-            raise _unfit("one that leaves its input alone", "one that writes into its input", "clone it first")
+            raise _unfit(
+                "one that leaves its input alone", "one that writes into its input", "clone it first"
+            )
         if not follows:
             raise _unfit("one that autograd follows", "a result without gradient, as after .detach()", opaque)
         off, scale = (out[:1] - alone).detach().abs().nan_to_num(), alone.detach().abs().nan_to_num().max()

@@ -67,6 +67,8 @@ class Operator(ABC):
     def observe(self, x: Any, noise: Noise, *, seed: int) -> xr.Dataset:
         """Make a labelled observation: ``A(x)`` of one labelled state, with noise drawn from ``seed``.
 
+        Two instruments that observe one state take two seeds: with one, their errors would be the same.
+
         Raises:
             InputError: if ``x`` does not fit the domain, or the noise the codomain.
         """

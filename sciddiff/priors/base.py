@@ -115,6 +115,7 @@ class Prior(ABC):
         sigma_min, sigma_max: the noise levels between which samplers work.
         dtype, device: of the states.
         exact: whether `denoise` is the exact conditional mean.
+        normalised: whether ``z`` varies by about one; False for networks that came without a normalisation.
         season: mean of each calendar month, ``(12, ...)`` in physical units, for priors over monthly
             windows of anomalies that may start in any month; None for other priors.
     """
@@ -127,6 +128,7 @@ class Prior(ABC):
     dtype: torch.dtype
     device: torch.device
     exact: bool = False
+    normalised: bool = True
     season: torch.Tensor | None = None
 
     @abstractmethod
@@ -341,7 +343,7 @@ def sigma_range(
 ) -> tuple[float, float]:
     """Check or choose the noise levels of a prior whose generalised eigenvalues are known.
 
-    At ``sigma_max`` the start of a sampler ignores the prior's own spread, an error of
+    At ``sigma_max`` the start of a sampler counts the prior's own spread twice, an error of
     ``largest / (2 sigma_max^2)`` in the standard deviation: at least 5 times its root is
     required (2 %) and 20 times is the default (0.13 %).
     """

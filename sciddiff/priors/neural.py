@@ -317,6 +317,7 @@ class NetworkPrior(Prior):
         self.dtype, self.device = _placed(net, dtype, device)
         self.time, self.channel_axis = time, channel_axis
         one = torch.ones((), dtype=torch.float64)
+        self.normalised = normalisation is not None
         units = Normalisation(0 * one, one) if normalisation is None else normalisation
         self.normalisation = Normalisation(units.mean.to(self.device), units.scale.to(self.device))
         self.reference = white(space.shape) if reference is None else reference

@@ -131,7 +131,9 @@ def log_rates(n, length, sd_prior, noise, observe=torch.exp):
     cov = sd_prior**2 * np.exp(-np.abs(t[:, None] - t) / length)
     space, generator = sd.Space({"t": n}), np.random.default_rng(0)
     prior = sd.GaussianPrior(space, sd.covariance.dense(cov), np.full(n, np.log(20.0)))
-    operator = sd.operators.from_torch(observe, space, sd.Space({"t": n}, "y"), linear=observe is not torch.exp)
+    operator = sd.operators.from_torch(
+        observe, space, sd.Space({"t": n}, "y"), linear=observe is not torch.exp
+    )
     x = np.log(20.0) + np.linalg.cholesky(cov) @ generator.standard_normal(n)
     y = generator.poisson(np.exp(x)).astype(float) if observe is torch.exp else x
     return prior.given(y, operator, noise), cov, y
