@@ -119,7 +119,7 @@ def dense(matrix: Any, shape: Sequence[int] | None = None, *, tolerance: float =
 
 
 def kernel(function: Callable[[np.ndarray], np.ndarray], points: Any) -> Eigen:
-    """A process at 1-D points, from its stationary kernel ``k(|s - t|)``; points may be irregular.
+    """A process at 1-D points, from its stationary kernel ``k(|s - t|)``; points may be irregular, dates count days.
 
     Example:
         >>> kernel(lambda h: np.exp(-h), [0.0, 0.5, 2.0]).shape

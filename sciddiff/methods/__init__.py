@@ -47,7 +47,7 @@ def default_method(posterior: Posterior) -> Method:
         "method",
         expected="a posterior that some method fits",
         got="none fits",
-        fix="see methods_for(posterior)",
+        fix="see methods_for(posterior); a black box with other noise fits EnsembleKalman with Gaussian noise of the same sd",
     )
 
 
