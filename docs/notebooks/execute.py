@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,9 +30,10 @@ def page(path: Path, folder: Path) -> str:
     """Execute the notebook at ``path``; the executed one and its pictures go to ``folder``."""
     book = jupytext.read(path)
     # by way of files: a build opens no port
-    config = Config(KernelManager={"transport": "ipc"})
-    client = NotebookClient(book, kernel_name="python3", timeout=600, config=config)
-    client.execute(env={**os.environ, **_QUIET})
+    with tempfile.TemporaryDirectory() as sockets:
+        config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+        client = NotebookClient(book, kernel_name="python3", timeout=600, config=config)
+        client.execute(env={**os.environ, **_QUIET})
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(book, folder / f"{path.stem}.ipynb")
     near = Path(os.path.relpath(folder, path.parent)).as_posix()
