@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 METHODS: tuple[type[Method], ...] = (MMPS, GaussianVI, EnsembleKalman, DPSDenoiser, DPS)
-"""In the order of how well their draws are calibrated where they fit; the first that fits is the default."""
+"""In the order in which they are tried: what is exact for Gaussians comes first. The first that fits is the default."""
 
 
 def fitting(posterior: Posterior) -> list[str]:
@@ -37,7 +37,7 @@ def fitting(posterior: Posterior) -> list[str]:
 
 
 def default_method(posterior: Posterior) -> Method:
-    """The first method that fits: they are listed in the order of how well they are calibrated."""
+    """The first of `METHODS` that fits."""
     from sciddiff.errors import MethodError
 
     for method in METHODS:
