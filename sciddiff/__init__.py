@@ -5,6 +5,7 @@ from importlib.metadata import version
 from sciddiff import covariance, noise, operators, plot, solvers, testing
 from sciddiff.assimilation import forecast, impute
 from sciddiff.bench.catalog import load_prior, problem
+from sciddiff.citations import citation
 from sciddiff.diagnostics import summary
 from sciddiff.draws import load, save, to_arviz
 from sciddiff.methods import DPS, MMPS, DPSDenoiser, EnsembleKalman, GaussianVI, methods_for
@@ -38,6 +39,7 @@ __all__ = [
     "Prior",
     "Space",
     "Variable",
+    "citation",
     "covariance",
     "forecast",
     "impute",

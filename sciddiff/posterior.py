@@ -446,6 +446,7 @@ def sample_prior(
 ) -> xr.Dataset:
     """Unconditional draws; see `Prior.sample`."""
     from sciddiff.methods.base import Cost, bar, integrate, unconditional
+    from sciddiff.solvers import DPMSolver
 
     check_count("n", n), check_seed(seed)
     check_solver(solver)
@@ -464,6 +465,7 @@ def sample_prior(
     draws = prior.space.dataset(torch.cat(out), ["sample"])
     draws.attrs.update(
         {
+            "references": (solver or DPMSolver()).reference if cost.forwards else "",
             "prior": repr(prior),
             "seed": seed,
             "forwards": cost.forwards / n,

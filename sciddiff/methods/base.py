@@ -10,7 +10,7 @@ import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final, runtime_checkable
 
@@ -112,6 +112,7 @@ class Run:
         self.asked = solver is not None or steps is not None
         self.bar = bar(progress)
         self.notes: dict[str, Any] = {}
+        self.references = method.references()
 
     @property
     def prior(self) -> Prior:
@@ -126,8 +127,13 @@ class Run:
         moments = Moments() if self.prior.exact else Moments(steps=64)
         chosen = self.solver or (moments if isinstance(guided, SpreadingGuided) else DPMSolver())
         chosen = chosen.with_steps(self.steps)
-        self.notes["solver"] = repr(chosen)
-        return chosen
+        return self.record(chosen)
+
+    def record(self, solver: Solver) -> Solver:
+        """Note the solver that is used, and its paper."""
+        self.notes["solver"] = repr(solver)
+        self.references.append(solver.reference)
+        return solver
 
     def denoise(self, z: torch.Tensor, sigma: float) -> torch.Tensor:
         """The prior's denoiser, counted."""
@@ -162,7 +168,7 @@ class Run:
             if z is None:
                 denoise = unconditional(self.prior, self.denoise, streams)
                 z = integrate(self.prior, denoise, streams, solver, None, self.bar)
-                self.notes["solver"] = repr(solver)
+                self.record(solver)
             out.append(z)
         return torch.cat(out)
 
@@ -177,6 +183,7 @@ class Run:
         return {
             "method": repr(self.method),
             "settings": json.dumps(self.method.settings(), sort_keys=True),
+            "references": "\n\n".join(dict.fromkeys(filter(None, self.references))),
             "solver": "none",
             "prior": repr(self.prior),
             "seed": self.seed,
@@ -215,6 +222,12 @@ class Method(ABC):
         offers = posterior.offers()
         reasons = [reason for need in sorted(self.needs) if (reason := offers[need]) is not None]
         return "; ".join(reasons) or None
+
+    def references(self) -> list[str]:
+        """The papers of this method and of the methods among its settings, as BibTeX."""
+        parts = [getattr(self, field.name) for field in fields(self)]
+        inner = [r for part in parts if isinstance(part, Method) for r in part.references()]
+        return [self.reference, *inner]
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain JSON values."""

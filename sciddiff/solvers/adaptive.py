@@ -61,6 +61,11 @@ class Adaptive(Solver):
     """
 
     order: ClassVar[int] = 5
+    reference: ClassVar[str] = (
+        "@article{dormand1980family, title={A family of embedded {R}unge-{K}utta formulae}, "
+        "author={Dormand, John R. and Prince, Peter J.}, journal={Journal of Computational and Applied Mathematics}, "
+        "volume={6}, number={1}, pages={19--26}, year={1980}}"
+    )
     steps: int = 8
     schedule: Schedule = field(default_factory=Exponential)
     rtol: float = 1e-5

@@ -38,9 +38,11 @@ class Solver(ABC):
     Attributes:
         order: the error falls as ``steps^-order``: that of every path for a deterministic solver, that of
             the law of the draws for a stochastic one.
+        reference: the paper, as BibTeX.
     """
 
     order: ClassVar[int]
+    reference: ClassVar[str] = ""
     steps: int = 32
     schedule: Schedule = field(default_factory=Karras)
 

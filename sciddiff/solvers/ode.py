@@ -35,6 +35,10 @@ class Euler(Solver):
     """
 
     order: ClassVar[int] = 1
+    reference: ClassVar[str] = (
+        "@inproceedings{song2021denoising, title={Denoising Diffusion Implicit Models}, "
+        "author={Song, Jiaming and Meng, Chenlin and Ermon, Stefano}, booktitle={ICLR}, year={2021}}"
+    )
 
     def stepper(self, denoise: Denoiser, noise: Noiser) -> Step:
         """See `Solver.stepper`; no noise is used."""
@@ -62,6 +66,10 @@ class Heun(Solver):
     """
 
     order: ClassVar[int] = 2
+    reference: ClassVar[str] = (
+        "@inproceedings{karras2022elucidating, title={Elucidating the Design Space of Diffusion-Based Generative Models}, "
+        "author={Karras, Tero and Aittala, Miika and Aila, Timo and Laine, Samuli}, booktitle={NeurIPS}, year={2022}}"
+    )
 
     def stepper(self, denoise: Denoiser, noise: Noiser) -> Step:
         """See `Solver.stepper`; no noise is used."""
@@ -95,6 +103,11 @@ class DPMSolver(Solver):
     """
 
     order: ClassVar[int] = 2
+    reference: ClassVar[str] = (
+        "@article{lu2022dpmsolverpp, title={{DPM-Solver++}: Fast Solver for Guided Sampling of Diffusion Probabilistic Models}, "
+        "author={Lu, Cheng and Zhou, Yuhao and Bao, Fan and Chen, Jianfei and Li, Chongxuan and Zhu, Jun}, "
+        "journal={arXiv preprint arXiv:2211.01095}, year={2022}}"
+    )
 
     def stepper(self, denoise: Denoiser, noise: Noiser) -> Step:
         """See `Solver.stepper`; no noise is used."""

@@ -42,6 +42,10 @@ class Ancestral(Solver):
     """
 
     order: ClassVar[int] = 1
+    reference: ClassVar[str] = (
+        "@inproceedings{ho2020denoising, title={Denoising Diffusion Probabilistic Models}, "
+        "author={Ho, Jonathan and Jain, Ajay and Abbeel, Pieter}, booktitle={NeurIPS}, year={2020}}"
+    )
     eta: float = 1.0
 
     def __post_init__(self) -> None:
@@ -88,6 +92,11 @@ class PredictorCorrector(Solver):
     """
 
     order: ClassVar[int] = 1
+    reference: ClassVar[str] = (
+        "@inproceedings{song2021score, title={Score-Based Generative Modeling through Stochastic Differential Equations}, "
+        "author={Song, Yang and Sohl-Dickstein, Jascha and Kingma, Diederik P. and Kumar, Abhishek and Ermon, Stefano "
+        "and Poole, Ben}, booktitle={ICLR}, year={2021}}"
+    )
     predictor: Solver = field(default_factory=Heun)
     corrections: int = 1
     tau: float = 0.5
