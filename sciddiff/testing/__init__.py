@@ -9,14 +9,29 @@ a check that passes against that expectation is an error too, so that the list n
     >>> report = check_operator(sd.operators.Points.at_indices(space, [[0], [3]]))
     >>> report["adjoint"].status
     'passed'
+
+`sciddiff.testing.exact` makes problems whose posterior is known, to measure how far a sampler's draws are from it.
 """
 
 from __future__ import annotations
 
+from sciddiff.testing import exact
 from sciddiff.testing.base import CheckError, Report, Result
+from sciddiff.testing.exact import ExactProblem, Hidden
 from sciddiff.testing.methods import check_method
 from sciddiff.testing.noises import check_noise
 from sciddiff.testing.operators import check_operator
 from sciddiff.testing.priors import check_prior
 
-__all__ = ["CheckError", "Report", "Result", "check_method", "check_noise", "check_operator", "check_prior"]
+__all__ = [
+    "CheckError",
+    "ExactProblem",
+    "Hidden",
+    "Report",
+    "Result",
+    "check_method",
+    "check_noise",
+    "check_operator",
+    "check_prior",
+    "exact",
+]
