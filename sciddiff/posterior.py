@@ -224,15 +224,17 @@ class Posterior:
             raise InputError(
                 "operator",
                 expected="an Operator",
-                got=type(operator).__name__,
-                fix="wrap a function with operators.from_torch or operators.black_box",
+                got=f"the class {operator.__name__}"
+                if isinstance(operator, type)
+                else type(operator).__name__,
+                fix="pass an instance; wrap a function with operators.from_torch or operators.black_box",
             )
         if not isinstance(noise, Noise):
             raise InputError(
                 "noise",
                 expected="a Noise",
-                got=type(noise).__name__,
-                fix="pass for example noise.Gaussian(0.1)",
+                got=f"the class {noise.__name__}" if isinstance(noise, type) else type(noise).__name__,
+                fix="pass an instance, for example noise.Gaussian(0.1)",
             )
         difference = self.prior.space.difference(operator.domain)
         if difference is not None:

@@ -51,7 +51,8 @@ class Gaussian(Noise):
                 "sd",
                 sd,
                 "a standard deviation (not a variance), such as Gaussian(0.1); noise-free data take a small "
-                "one, such as 1e-5 of the rms of y, and a prior in float64",
+                "one, such as 1e-5 of the rms of y, and a prior in float64; a matrix R goes in as "
+                "Gaussian(covariance=covariance.dense(R))",
             )
         elif not isinstance(covariance, Covariance):
             raise InputError(
