@@ -136,8 +136,6 @@ CASES: dict[str, tuple[str, Callable[[], object]]] = {
     "operator: of other units": ("operator", given(operator=Identity(sd.Space({"lat": LAT}, {"t": "degC"})))),
     "noise: a number": ("noise", given(law=0.1)),
     "noise: a class": ("noise", given(law=noise.Gaussian)),
-    "noise: a class": ("noise", given(law=noise.Gaussian)),
-    "operator: a class": ("operator", given(operator=Identity)),
     "noise: of another length": ("sd", given(law=noise.Gaussian([0.1, 0.1, 0.1]))),
     "noise: broadcastable": ("sd", given(law=noise.Gaussian([0.1]))),
     "noise: a covariance of another shape": ("covariance", given(law=noise.Gaussian(covariance=EYE))),
