@@ -8,6 +8,7 @@ from sciddiff.methods.base import GuidedDenoiser, Method
 from sciddiff.methods.guidance import DPS, DPSDenoiser
 from sciddiff.methods.kalman import EnsembleKalman
 from sciddiff.methods.mmps import MMPS
+from sciddiff.methods.reddiff import REDDiff
 from sciddiff.methods.variational import GaussianVI
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "GaussianVI",
     "GuidedDenoiser",
     "Method",
+    "REDDiff",
     "default_method",
     "fitting",
     "methods_for",
