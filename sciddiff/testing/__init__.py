@@ -10,12 +10,13 @@ a check that passes against that expectation is an error too, so that the list n
     >>> report["adjoint"].status
     'passed'
 
-`sciddiff.testing.exact` makes problems whose posterior is known, to measure how far a sampler's draws are from it.
+`sciddiff.testing.exact` and `sciddiff.testing.trusted` make problems whose posterior is known, to measure how far a
+sampler's draws are from it.
 """
 
 from __future__ import annotations
 
-from sciddiff.testing import exact
+from sciddiff.testing import exact, trusted
 from sciddiff.testing.base import CheckError, Report, Result
 from sciddiff.testing.exact import ExactProblem, Hidden
 from sciddiff.testing.methods import check_method
@@ -34,4 +35,5 @@ __all__ = [
     "check_operator",
     "check_prior",
     "exact",
+    "trusted",
 ]
