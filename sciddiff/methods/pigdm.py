@@ -1,0 +1,112 @@
+"""A fixed covariance inside the solve and one VJP outside: ``D_y = D + sigma^2 C J^T B^T (R + B V B^T)^-1 (y - B D)``.
+
+Where ``V`` is ``Cov[z0 | z] = sigma^2 C J^T`` itself this is `MMPS`, which is exact for Gaussian priors. The rule of SDA, with
+``V = gamma sigma^2 C``, is ``MMPS(covariance="scalar")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, final
+
+import torch
+
+from sciddiff.covariance import Covariance
+from sciddiff.errors import InputError
+from sciddiff.methods.base import Guided, GuidedDenoiser, Run, tweedie
+from sciddiff.methods.mmps import MMPS, _Fixed, _unit
+
+if TYPE_CHECKING:
+    from sciddiff.posterior import Posterior
+    from sciddiff.priors.base import Prior
+
+__all__ = ["PiGDM", "around", "missing_gaussian"]
+
+
+@final
+@dataclass(frozen=True)
+class PiGDM(GuidedDenoiser):
+    """Pseudo-inverse guidance (Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", eq. 8).
+
+    ``D_y = D + sigma^2 C J^T B^T (R + B V B^T)^-1 (y - B D)`` for linear operators and Gaussian noise. It is the gradient of
+    ``log N(y; B D, R + B V B^T)``. The published sampler adds ``V J^T B^T (...)^-1 (y - B D)`` after every DDIM step, however
+    short: at low noise, where ``V = sigma^2 C``, a pull whose sum grows with the number of steps. Here the
+    solver weighs it by what the step removes of the noise, so that more steps change nothing but the solver's error.
+
+    Args:
+        covariance: ``V``. "unit", as published, is ``Cov[z0 | z]`` of data of variance one in normalised units,
+            ``sigma^2/(1 + sigma^2) C`` for a C of variance one. "gaussian" is the corrected form, that of the Gaussian fitted
+            to the prior.
+        rtol: relative residual of CG, where the system is too large to be formed.
+        max_iterations: most iterations of CG.
+
+    Raises:
+        InputError: on settings out of range.
+        ConvergenceError: where CG does not reach ``rtol``.
+
+    Example:
+        >>> PiGDM(covariance="gaussian").covariance
+        'gaussian'
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
+    reference: ClassVar[str] = (
+        "@inproceedings{song2023pseudoinverse, "
+        "title={Pseudoinverse-Guided Diffusion Models for Inverse Problems}, "
+        "author={Song, Jiaming and Vahdat, Arash and Mardani, Morteza and Kautz, Jan}, "
+        "booktitle={ICLR}, year={2023}}"
+    )
+    covariance: str = "unit"
+    rtol: float = 1e-6
+    max_iterations: int = 500
+
+    def __post_init__(self) -> None:
+        if self.covariance not in ("unit", "gaussian"):
+            raise InputError(
+                "covariance",
+                expected="'unit' or 'gaussian'",
+                got=repr(self.covariance),
+                fix="see the docstring of PiGDM; MMPS has more choices",
+            )
+        MMPS(rtol=self.rtol, max_iterations=self.max_iterations)
+
+    def misfit(self, posterior: Posterior) -> str | None:
+        """Why the method does not fit, None if it does."""
+        return super().misfit(posterior) or missing_gaussian(self.covariance, posterior)
+
+    def guide(self, run: Run) -> Guided:
+        """The guided denoiser."""
+        prior = run.prior
+        inside = (
+            prior.gaussian_covariance if self.covariance == "gaussian" else partial(_unit, prior.reference)
+        )
+        solves = MMPS(rtol=self.rtol, max_iterations=self.max_iterations)
+        fixed = _Fixed(solves, run, inside)
+        linear = fixed.linear
+
+        def guided(z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
+            d, covariance = tweedie(run, z, sigma, once=True)
+            return d + covariance(linear.adjoint(fixed.weights(sigma, linear.residual(d, cases), cases)))
+
+        return guided
+
+
+def around(prior: Prior, choice: str) -> Callable[[float], Covariance]:
+    """The covariance of ``z0`` around ``D`` at a noise level: "gaussian", of the fitted Gaussian, or "unit"."""
+
+    def fitted(sigma: float) -> Covariance:
+        covariance = prior.gaussian_covariance(sigma)
+        assert covariance is not None  # `misfit` has refused priors without one
+        return covariance
+
+    return fitted if choice == "gaussian" else partial(_unit, prior.reference)
+
+
+def missing_gaussian(choice: str, posterior: Posterior) -> str | None:
+    """Why a prior cannot give its fitted Gaussian, None if it can or need not."""
+    prior = posterior.prior
+    if choice == "gaussian" and prior.gaussian_covariance(prior.sigma_max) is None:
+        return "the prior holds no fitted Gaussian for covariance='gaussian'"
+    return None
