@@ -71,6 +71,8 @@ class ExactProblem:
         draw: ``draw(n, seed)``, n independent exact draws ``(n, d)``.
         log_evidence: ``log p(y)``, in nats; NaN where it is not known.
         gaussian: whether the posterior is Gaussian, so that mean and covariance say all.
+        solution: the posterior as a prior with its exact denoiser, which tells a solver's error from a method's;
+            None where there is none.
 
     Example:
         >>> problem = gaussian("vector", seed=0)
@@ -89,6 +91,7 @@ class ExactProblem:
     draw: Draw
     log_evidence: float
     gaussian: bool = True
+    solution: Prior | None = None
 
     @property
     def sd(self) -> np.ndarray:
@@ -205,8 +208,11 @@ def mixture(seed: int, data: int, d: int = 8) -> ExactProblem:
 
     between = (share[:, None] * (centres - mean)).T @ (centres - mean)
     evidence = float(np.logaddexp.reduce(logs))
-    name = f"mixture d={d} m={data}"
-    return ExactProblem(name, posterior, truth, mean, cov + between, draw, evidence, gaussian=False)
+    kept = share > 1e-12
+    solution = GaussianMixturePrior(space, share[kept], centres[kept], dense(cov))
+    return ExactProblem(
+        f"mixture d={d} m={data}", posterior, truth, mean, cov + between, draw, evidence, False, solution
+    )
 
 
 def state_space(seed: int) -> ExactProblem:

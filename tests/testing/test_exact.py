@@ -130,3 +130,12 @@ def test_a_hidden_prior_denoises_as_the_one_inside_and_tells_nothing_else():
 def test_an_unknown_kind_is_refused():
     with pytest.raises(InputError, match="series"):
         exact.gaussian("torus", 0)
+
+
+@pytest.mark.parametrize("make", MIXTURES.values(), ids=MIXTURES)
+def test_the_solution_of_a_mixture_draws_what_the_problem_draws(make):
+    problem, n = make(2), 3000
+    z = problem.solution.draw(sd.random.Streams(0, range(n), purpose="test"))
+    x, y = problem.solution.normalisation.physical(z).numpy(), problem.draw(n, seed=0)
+    for u in np.random.default_rng(0).standard_normal((8, 8)):
+        assert stats.ks_2samp(x @ u, y @ u).pvalue > 1e-6
