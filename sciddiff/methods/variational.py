@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
@@ -20,11 +20,23 @@ from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.methods.base import Method, Run, likelihood_gradient
 from sciddiff.posterior import chunks
 from sciddiff.random import Streams
+from sciddiff.solvers.likelihood import ClosedForm, flow_log_density
 
 if TYPE_CHECKING:
     from sciddiff.posterior import Posterior
 
-__all__ = ["GaussianFit", "GaussianVI"]
+__all__ = [
+    "Descent",
+    "GaussianFit",
+    "GaussianVI",
+    "Target",
+    "data_count",
+    "descend",
+    "power",
+    "score_level",
+    "white_points",
+    "white_rows",
+]
 
 # the largest rank that is taken unasked: an iteration costs four gradients for each, and eigenvalues
 _MOST = 512
@@ -53,7 +65,7 @@ class GaussianFit:
 
     def draw(self, white: torch.Tensor) -> torch.Tensor:
         """States from white noise ``(rows, k)``."""
-        root = _power(self.covariance, 0.5) - torch.eye(len(self.covariance)).to(self.covariance)
+        root = power(self.covariance, 0.5) - torch.eye(len(self.covariance)).to(self.covariance)
         u = self.mean.to(white) + white + (white @ self.basis.to(white)) @ (self.basis @ root).T.to(white)
         return self.factor.sqrt(u.reshape(-1, *self.factor.white_shape))
 
@@ -153,53 +165,48 @@ class GaussianVI(Method):
         prior = run.prior
         factor = prior.gaussian_covariance(prior.sigma_max)
         assert factor is not None  # `misfit` has refused priors without one
-        target = _Target(run, case, factor, self._level(run))
+        target = Target(run, case, factor, score_level(run, self.sigma))
         basis, outer = target.subspace(self._rank(run, case))
-        points = _points(run, case, basis, self.samples)
-        mean, k = torch.zeros_like(basis[:, 0]), torch.eye(basis.shape[1]).to(basis)
-        last: _Local | None = None
-        step, moved, changed = self.step, math.inf, math.inf
-        for i in range(1, self.iterations + 1):
-            here = _local(target, points, basis, outer, mean, k)
-            if last is not None and (here is None or here.moved > 2 * last.moved):
-                step = step / 2
-                # less than a standard deviation too far is no reason to go back
-                if here is None or (here.moved > 1 and step > _LEAST):
-                    here = last
-            elif last is not None and here is not None and here.moved < last.moved:
-                # a step that was halved far from the optimum may be too short near to it
-                step = min(self.step, 1.5 * step)
-            if here is None or step < _LEAST / 2:
-                break
-            mean, k, changed = here.stepped(step)
-            moved = here.moved
-            if here is not last and moved < self.tol and changed < self.tol:
-                return GaussianFit(factor, mean, basis, k, i)
-            last = here
-        raise ConvergenceError(
-            f"GaussianVI: after {i} iterations the mean still moves by {moved:.2g} posterior standard "
-            f"deviations and the covariance by {changed:.2g} of itself. {self._advice(run, case, len(k))}"
+        points = white_points(run, case, basis, self.samples)
+        found = descend(
+            target,
+            points,
+            (basis, outer),
+            torch.zeros_like(basis[:, 0])[None],
+            torch.eye(basis.shape[1]).to(basis)[None],
+            step=self.step,
+            iterations=self.iterations,
+            tol=self.tol,
         )
+        if not bool(found.settled):
+            raise ConvergenceError(
+                f"GaussianVI: after {found.iterations} iterations the mean still moves by {float(found.moved):.2g} "
+                f"posterior standard deviations and the covariance by {float(found.changed):.2g} of itself. "
+                f"{self._advice(run, case, basis.shape[1])}"
+            )
+        return GaussianFit(factor, found.mean[0], basis, found.covariance[0], found.iterations)
 
     def _rank(self, run: Run, case: int) -> int:
-        return self.rank or min(_data(run, case), run.prior.space.size, _MOST)
+        return self.rank or min(data_count(run, case), run.prior.space.size, _MOST)
 
     def _advice(self, run: Run, case: int, rank: int) -> str:
-        data = min(_data(run, case), run.prior.space.size)
+        data = min(data_count(run, case), run.prior.space.size)
         if rank < data and self._rank(run, case) < data:
             return f"Raise rank to at least the number of data, {data}; else raise iterations, or lower step."
         return "Raise iterations or samples, or lower step."
 
-    def _level(self, run: Run) -> float:
-        if self.sigma is not None:
-            return self.sigma
-        if not run.prior.exact:
-            return max(run.prior.sigma_min, 0.05)
-        return max(run.prior.sigma_min, math.sqrt(math.sqrt(torch.finfo(run.prior.dtype).eps)))
+
+def score_level(run: Run, sigma: float | None) -> float:
+    """The noise level to take the prior's score at: ``sigma``, or a low one at which it is still precise."""
+    if sigma is not None:
+        return sigma
+    if not run.prior.exact:
+        return max(run.prior.sigma_min, 0.05)
+    return max(run.prior.sigma_min, math.sqrt(math.sqrt(torch.finfo(run.prior.dtype).eps)))
 
 
 @final
-class _Target:
+class Target:
     """``grad V`` in whitened coordinates, ``(rows, k)`` to ``(rows, k)``, in float64."""
 
     def __init__(self, run: Run, case: int, factor: Covariance, sigma: float) -> None:
@@ -207,17 +214,50 @@ class _Target:
         self.size = math.prod(factor.white_shape)
 
     def gradient(self, u: torch.Tensor) -> torch.Tensor:
+        """``grad V`` at whitened points."""
         return self._rows(u, self._prior) - self._rows(u, self._likelihood)
 
-    def subspace(self, rank: int) -> tuple[torch.Tensor, float]:
-        """Where the likelihood bends, ``U`` of ``(k, r)``, and how much ``V`` bends outside it.
+    @property
+    def closed(self) -> bool:
+        """Whether the prior knows its log density."""
+        return isinstance(self.run.prior, ClosedForm)
+
+    def whitened(self, z: torch.Tensor) -> torch.Tensor:
+        """``F^+ z``, ``(rows, k)``."""
+        return self.factor.sqrt_adjoint(self.factor.solve(z)).flatten(1).double()
+
+    def log_density(self, u: torch.Tensor) -> torch.Tensor:
+        """``log p(y, F u) - log N(F u; 0, F F^T)`` at whitened points, ``(rows,)``; p is the smoothed prior."""
+        return self._rows(u, self._log_ratio)
+
+    def _log_ratio(self, z: torch.Tensor) -> torch.Tensor:
+        prior, factor = self.run.prior, self.factor
+        if isinstance(prior, ClosedForm):
+            log_p = prior.log_density(z, self.sigma)
+        else:
+            log_p, _, notes = flow_log_density(prior, z, sigma=self.sigma, seed=self.run.seed)
+            self.run.cost.forwards += round(notes["forwards"] * len(z))
+            self.run.cost.vjps += round(notes["vjps"] * len(z))
+        cases = torch.full((len(z),), self.case, dtype=torch.long, device=z.device)
+        self.run.cost.operator_calls += len(z)
+        log_l = self.run.posterior.log_likelihood(prior.normalisation.physical(z), cases)
+        energy = (z * factor.solve(z)).flatten(1).sum(1)
+        return log_p + log_l + 0.5 * (energy + factor.logdet + factor.rank * math.log(2 * math.pi))
+
+    def subspace(self, rank: int, at: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+        """Where ``V`` bends otherwise than the prior's Gaussian, ``U`` of ``(k, r)``, and how much it bends outside.
 
         The centred gradients over the prior are ``H u`` where the likelihood is quadratic with Hessian
-        ``-H``.
+        ``-H``. They are those of the likelihood over the prior's Gaussian, or those of ``V`` less ``u`` at points
+        ``(n, k)``.
         """
-        n = min(2 * rank + 8, 4 * self.size)
-        white = _white(self.run, self.case, n, self.size, "variational subspace")
-        g = self._rows(white, self._likelihood)
+        if at is None:
+            n = min(2 * rank + 8, 4 * self.size)
+            at = white_rows(self.run, self.case, n, self.size, "variational subspace")
+            g = self._rows(at, self._likelihood)
+        else:
+            g = self.gradient(at) - at
+        n = len(at)
         _, s, vh = torch.linalg.svd(g - g.mean(0), full_matrices=False)
         kept = max(1, min(rank, int((s > 1e-8 * s[0]).sum())))
         # the singular values of a white (n, k) matrix are at most sqrt(n) + sqrt(k)
@@ -226,24 +266,90 @@ class _Target:
         return basis, 1 + left
 
     def _prior(self, z: torch.Tensor) -> torch.Tensor:
-        return self.run.prior.reference.solve(z - self.run.denoise(z, self.sigma)) / self.sigma**2
+        score = self.run.prior.reference.solve(self.run.denoise(z, self.sigma) - z) / self.sigma**2
+        return -self.factor.sqrt_adjoint(score).flatten(1)
 
     def _likelihood(self, z: torch.Tensor) -> torch.Tensor:
         cases = torch.full((len(z),), self.case, dtype=torch.long, device=z.device)
-        return likelihood_gradient(self.run, z, cases)
+        return self.factor.sqrt_adjoint(likelihood_gradient(self.run, z, cases)).flatten(1)
 
     def _rows(self, u: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         prior, out = self.run.prior, []
         for part in chunks(len(u), prior.space.size, self.run.chunk):
             white = u[part.start : part.stop].reshape(-1, *self.factor.white_shape).to(prior.dtype)
-            out.append(self.factor.sqrt_adjoint(function(self.factor.sqrt(white))).flatten(1))
+            out.append(function(self.factor.sqrt(white)))
         return torch.cat(out).double()
 
 
 @final
 @dataclass(frozen=True)
+class Descent:
+    """Where `descend` came to, for each of ``c`` Gaussians.
+
+    Attributes:
+        mean: ``(c, k)``.
+        covariance: ``K``, ``(c, r, r)``.
+        moved: the last change of the mean, in standard deviations, ``(c,)``.
+        changed: that of the covariance, relative, ``(c,)``.
+        settled: whether both are below the tolerance, ``(c,)``.
+        iterations: of the slowest.
+    """
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    moved: torch.Tensor
+    changed: torch.Tensor
+    settled: torch.Tensor
+    iterations: int
+
+
+def descend(
+    target: Target,
+    points: torch.Tensor,
+    subspace: tuple[torch.Tensor, float],
+    mean: torch.Tensor,
+    k: torch.Tensor,
+    *,
+    step: float,
+    iterations: int,
+    tol: float,
+) -> Descent:
+    """Forward-backward steps of Gaussians ``mean (c, k)`` and ``K (c, r, r)``, each on its own, to where they settle."""
+    basis, outer = subspace
+    count = len(mean)
+    mean, k = mean.clone(), k.clone()
+    pace = mean.new_full((count,), step)
+    moved, changed = mean.new_full((count,), math.inf), mean.new_full((count,), math.inf)
+    settled = torch.zeros(count, dtype=torch.bool, device=mean.device)
+    going, last, done = torch.arange(count, device=mean.device), None, 0
+    while len(going) and done < iterations:
+        done += 1
+        here = _local(target, points, basis, outer, mean[going], k[going])
+        back = torch.zeros_like(settled[going])
+        if last is not None:
+            worse = ~(here.moved <= 2 * last.moved)
+            quicker = (1.5 * pace[going]).clamp(max=step)
+            # a step that was halved far from the optimum may be too short near to it
+            calm = torch.where(here.moved < last.moved, quicker, pace[going])
+            pace[going] = torch.where(worse, pace[going] / 2, calm)
+            # less than a standard deviation too far is no reason to go back
+            far = (here.moved > 1) & (pace[going] > _LEAST)
+            back = worse & (far | ~here.moved.isfinite())
+            here = here.where(~back, last)
+        on = here.moved.isfinite() & (pace[going] >= _LEAST / 2)
+        going, here, back = going[on], here.pick(on), back[on]
+        mean[going], k[going], changed[going] = here.stepped(pace[going])
+        moved[going] = here.moved
+        settled[going] = ~back & (here.moved < tol) & (changed[going] < tol)
+        on = ~settled[going]
+        going, last = going[on], here.pick(on)
+    return Descent(mean, k, moved, changed, settled, done)
+
+
+@final
+@dataclass(frozen=True)
 class _Local:
-    """Gradient and Hessian of ``V`` over one ``q``, in its frame ``K = frame frame^T``."""
+    """Gradient and Hessian of ``V`` over every ``q``, in its frame ``K = frame frame^T``."""
 
     mean: torch.Tensor
     basis: torch.Tensor
@@ -252,44 +358,80 @@ class _Local:
     pull: torch.Tensor
     outside: torch.Tensor
     outer: float
-    moved: float
+    moved: torch.Tensor
 
-    def stepped(self, step: float) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """The next mean and ``K``, and the relative change of the latter."""
+    def stepped(self, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The next means and ``K``, and the relative changes of the latter."""
+        step = step[:, None]
         # in the metric max(|curvature|, 1) no direction overshoots, and a quadratic one is solved at step 1
         metric = self.curvature.abs().clamp(min=1.0)
-        inner = self.basis @ (self.frame @ (self.pull / metric))
+        inner = (self.frame @ (self.pull / metric)[..., None])[..., 0] @ self.basis.T
         spread = _forward_backward(self.curvature / metric, metric, step) / metric
         mean = self.mean - step * (inner + self.outside / self.outer)
-        return mean, (self.frame * spread) @ self.frame.T, float((spread - 1).abs().max())
+        return mean, (self.frame * spread[:, None]) @ self.frame.mT, (spread - 1).abs().amax(1)
+
+    def pick(self, rows: torch.Tensor) -> _Local:
+        """Those of some of the Gaussians."""
+        return self._map(lambda x: x[rows])
+
+    def where(self, rows: torch.Tensor, other: _Local) -> _Local:
+        """These where ``rows`` is true, else the other's."""
+
+        def choose(own: torch.Tensor, its: torch.Tensor) -> torch.Tensor:
+            return torch.where(rows.reshape(-1, *(1,) * (own.ndim - 1)), own, its)
+
+        return self._map(choose, other)
+
+    def _map(self, function: Callable[..., torch.Tensor], *others: _Local) -> _Local:
+        def of(name: str) -> torch.Tensor:
+            return function(*(getattr(x, name) for x in (self, *others)))
+
+        return replace(
+            self,
+            mean=of("mean"),
+            frame=of("frame"),
+            curvature=of("curvature"),
+            pull=of("pull"),
+            outside=of("outside"),
+            moved=of("moved"),
+        )
 
 
 def _local(
-    target: _Target,
+    target: Target,
     points: torch.Tensor,
     basis: torch.Tensor,
     outer: float,
     mean: torch.Tensor,
     k: torch.Tensor,
-) -> _Local | None:
-    """`_Local` of the Gaussian with this mean and ``K``; None where a gradient or a variance overflows."""
-    if not bool(torch.isfinite(mean).all() & torch.isfinite(k).all()):
-        return None
-    root, inner = _power(k, 0.5), points @ basis
-    g = target.gradient(mean + points + inner @ (basis @ (root - torch.eye(len(k)).to(root))).T)
-    average, local = g.mean(0), (g @ basis) @ root
+) -> _Local:
+    """`_Local` of the Gaussians with these means and ``K``; ``moved`` is infinite where something overflows."""
+    fine = mean.isfinite().all(1) & k.isfinite().flatten(1).all(1)
+    mean, k = (
+        torch.where(fine[:, None], mean, 0.0),
+        torch.where(fine[:, None, None], k, torch.eye(k.shape[1]).to(k)),
+    )
+    root, inner = power(k, 0.5), points @ basis
+    u = mean[:, None] + points + inner @ (basis @ (root - torch.eye(k.shape[1]).to(root))).mT
+    g = target.gradient(u.flatten(0, 1)).reshape(u.shape)
+    average, local = g.mean(1), (g @ basis) @ root
     hessian = inner.T @ local / len(points)
-    if not bool(torch.isfinite(average).all() & torch.isfinite(hessian).all()):
-        return None
-    lam, q = torch.linalg.eigh((hessian + hessian.T) / 2)
+    fine = fine & average.isfinite().all(1) & hessian.isfinite().flatten(1).all(1)
+    average, hessian = (
+        torch.where(fine[:, None], average, 0.0),
+        torch.where(fine[:, None, None], hessian, 0.0),
+    )
+    lam, q = torch.linalg.eigh((hessian + hessian.mT) / 2)
     frame = root @ q
-    pull = frame.T @ (basis.T @ average)
-    outside = average - basis @ (basis.T @ average)
-    moved = float((pull**2 / lam.abs().clamp(min=1.0)).sum() + (outside**2).sum() / outer) ** 0.5
-    return _Local(mean, basis, frame, lam, pull, outside, outer, moved) if math.isfinite(moved) else None
+    within = average @ basis
+    pull = (frame.mT @ within[..., None])[..., 0]
+    outside = average - within @ basis.T
+    square = (pull**2 / lam.abs().clamp(min=1.0)).sum(1) + (outside**2).sum(1) / outer
+    moved = torch.where(fine & square.isfinite(), square.sqrt(), math.inf)
+    return _Local(mean, basis, frame, lam, pull, outside, outer, moved)
 
 
-def _data(run: Run, case: int) -> int:
+def data_count(run: Run, case: int) -> int:
     """The number of values that were observed."""
     seen = [
         o.y[case].numel() if o.mask is None else int(o.mask[case].sum()) for o in run.posterior.observations
@@ -297,14 +439,14 @@ def _data(run: Run, case: int) -> int:
     return max(1, sum(seen))
 
 
-def _forward_backward(curvature: torch.Tensor, variance: torch.Tensor, step: float) -> torch.Tensor:
+def _forward_backward(curvature: torch.Tensor, variance: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """One step on variances: ``(1 - step curvature)^2 variance``, then the proximal step of the entropy."""
     half = (1 - step * curvature) ** 2 * variance
     out: torch.Tensor = 0.5 * (half + 2 * step + (half * (half + 4 * step)).sqrt())
     return out
 
 
-def _points(run: Run, case: int, basis: torch.Tensor, pairs: int) -> torch.Tensor:
+def white_points(run: Run, case: int, basis: torch.Tensor, pairs: int) -> torch.Tensor:
     """White points ``(2 pairs, k)`` in opposite pairs.
 
     In ``U`` their covariance is exactly the identity, and with what is outside it exactly zero: Stein's
@@ -312,21 +454,22 @@ def _points(run: Run, case: int, basis: torch.Tensor, pairs: int) -> torch.Tenso
     """
     size, r = basis.shape
     pairs = max(pairs, 2 * r)
-    inner = _white(run, case, pairs, r, "variational points in U")
-    inner = inner @ _power(inner.T @ inner / pairs, -0.5)
-    noise = _white(run, case, pairs, size, "variational points")
+    inner = white_rows(run, case, pairs, r, "variational points in U")
+    inner = inner @ power(inner.T @ inner / pairs, -0.5)
+    noise = white_rows(run, case, pairs, size, "variational points")
     noise = (noise - inner @ (inner.T @ noise) / pairs) * math.sqrt(pairs / (pairs - r))
     half = inner @ basis.T + noise - (noise @ basis) @ basis.T
     return torch.cat([half, -half])
 
 
-def _white(run: Run, case: int, rows: int, size: int, purpose: str) -> torch.Tensor:
+def white_rows(run: Run, case: int, rows: int, size: int, purpose: str) -> torch.Tensor:
+    """White noise ``(rows, size)`` of a fit, the same for any number of draws."""
     streams = Streams(run.seed, range(rows), [case] * rows, purpose=purpose)
     return streams.normal((size,), dtype=torch.float64, device=run.prior.device)
 
 
-def _power(k: torch.Tensor, exponent: float) -> torch.Tensor:
-    """A power of a symmetric positive definite matrix."""
+def power(k: torch.Tensor, exponent: float) -> torch.Tensor:
+    """A power of symmetric positive definite matrices ``(..., r, r)``."""
     lam, q = torch.linalg.eigh(k)
-    root: torch.Tensor = (q * lam**exponent) @ q.T
+    root: torch.Tensor = (q * lam[..., None, :] ** exponent) @ q.mT
     return root
