@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sciddiff.methods.base import GuidedDenoiser, Method
 from sciddiff.methods.guidance import DPS, DPSDenoiser
 from sciddiff.methods.kalman import EnsembleKalman
+from sciddiff.methods.mixture_vi import MixtureVI
 from sciddiff.methods.mmps import MMPS
 from sciddiff.methods.reddiff import REDDiff
 from sciddiff.methods.variational import GaussianVI
@@ -23,6 +24,7 @@ __all__ = [
     "GaussianVI",
     "GuidedDenoiser",
     "Method",
+    "MixtureVI",
     "REDDiff",
     "default_method",
     "fitting",
