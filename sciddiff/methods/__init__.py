@@ -10,22 +10,31 @@ from sciddiff.methods.kalman import EnsembleKalman
 from sciddiff.methods.mixture_vi import MixtureVI
 from sciddiff.methods.mmps import MMPS
 from sciddiff.methods.reddiff import REDDiff
+from sciddiff.methods.splitting import DAPS, DPnP, PnPDM
+from sciddiff.methods.transitions import DDNM, DDRM, DiffPIR, RePaint
 from sciddiff.methods.variational import GaussianVI
 
 if TYPE_CHECKING:
     from sciddiff.posterior import Posterior
 
 __all__ = [
+    "DAPS",
+    "DDNM",
+    "DDRM",
     "DPS",
     "METHODS",
     "MMPS",
     "DPSDenoiser",
+    "DPnP",
+    "DiffPIR",
     "EnsembleKalman",
     "GaussianVI",
     "GuidedDenoiser",
     "Method",
     "MixtureVI",
+    "PnPDM",
     "REDDiff",
+    "RePaint",
     "default_method",
     "fitting",
     "methods_for",
