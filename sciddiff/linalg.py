@@ -1,4 +1,4 @@
-"""Krylov solves for batches of symmetric systems, one per row, and linear maps that autograd cannot see through."""
+"""Krylov solves and square roots for batches of symmetric systems, one per row, and linear maps without autograd."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, final
 
 import torch
 
-__all__ = ["Solution", "cg", "linear_map"]
+__all__ = ["Root", "Solution", "cg", "lanczos_root", "linear_map"]
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
@@ -45,7 +45,8 @@ def cg(
 
     A row stops at its own tolerance, so that its answer does not depend on the rows beside it. Rounding
     parts the residual that the recursion carries from the true one; where that has happened a row starts
-    again from what it has, as long as this at least halves its residual.
+    again from what it has, as long as this at least halves its residual. Unless ``guard`` is on or no row has
+    anything to do, the last product is the one with the answer.
 
     Args:
         apply: ``M`` on ``(rows, m)``, symmetric for every row.
@@ -90,6 +91,108 @@ def cg(
             break
         before = rho
     return Solution(x, (rho / scale).sqrt(), negative, int(used.max()) if len(used) else 0)
+
+
+@final
+@dataclass(frozen=True)
+class Root:
+    """What `lanczos_root` found, per row.
+
+    Attributes:
+        x: ``(rows, m)``.
+        change: what the last product changed ``x`` by, relative to its length or that of ``sqrt(least) b``, ``(rows,)``.
+        lowest, largest: the extreme Ritz values, ``(rows,)``; below 0 where the system is not positive.
+        iterations: most products that a row took.
+    """
+
+    x: torch.Tensor
+    change: torch.Tensor
+    lowest: torch.Tensor
+    largest: torch.Tensor
+    iterations: int
+
+
+def lanczos_root(
+    apply: Product,
+    b: torch.Tensor,
+    *,
+    rtol: float,
+    max_iterations: int,
+    metric: Product | None = None,
+    least: float = 0.0,
+) -> Root:
+    """Give ``(M W)^1/2 b`` for every row of ``b (rows, m)``, by Lanczos with full reorthogonalisation.
+
+    ``M W`` is self-adjoint in the inner product ``<a, b> = a^T W b``. With ``b ~ N(0, W^-1)`` the result is a draw of
+    ``N(0, M)``: ``M W = F S F^-1`` with ``W^-1 = F F^T`` and a symmetric ``S``, so that ``b = F n`` gives ``F S^1/2 n``.
+    In the Krylov space of ``b``, ``M W`` is a tridiagonal ``T`` and the answer ``|b| V T^1/2 e_1`` (Druskin and
+    Knizhnerman 1989; Chow and Saad 2014, "Preconditioned Krylov subspace methods for sampling multivariate
+    Gaussian distributions", eq. 3.2). A row stops where a product changes its answer by less than ``rtol`` of
+    its length, so that the answer does not depend on the rows beside it.
+
+    Args:
+        apply: ``M`` on ``(rows, m)``, symmetric for every row.
+        b: what the root is applied to; in the range of ``W`` where that is a pseudo-inverse.
+        rtol: tolerance of the last change. The spectrum is met from its large end: what is left is in the
+            directions of small variance.
+        max_iterations: most products with ``M``, per row.
+        metric: ``W``, symmetric and positive on the rows; None for the identity.
+        least: an eigenvalue that is small: answers shorter than its root times ``|b|`` are held to that length, so that
+            no product is spent on the rounding of a matrix of zeros.
+
+    Example:
+        >>> lanczos_root(lambda v: 4 * v, torch.ones(1, 3), rtol=1e-6, max_iterations=5).x
+        tensor([[2., 2., 2.]])
+    """
+    length, v, dual = _unit(b, b if metric is None else metric(b))
+    active, tiny = length > 0, 100 * torch.finfo(b.dtype).eps
+    x, share = torch.zeros_like(b), b.new_zeros(len(b), 0)
+    change, lowest, largest = (torch.zeros_like(length) for _ in range(3))
+    basis: list[torch.Tensor] = []
+    diagonal: list[torch.Tensor] = []
+    beside: list[torch.Tensor] = []
+    while len(basis) < max_iterations and bool(active.any()):
+        basis.append(v)
+        w = apply(dual)
+        diagonal.append((w * dual).sum(1))
+        found, low, high = _tridiagonal_root(diagonal, beside)
+        every = torch.stack(basis, 1)
+        for _ in range(2):  # once leaves too much where the products hardly leave the space
+            w = w - (every.mT @ (every @ (w if metric is None else metric(w))[:, :, None]))[:, :, 0]
+        norm, v, dual = _unit(w, w if metric is None else metric(w))
+        beside.append(norm)
+        gap = (found - torch.nn.functional.pad(share, (0, 1))).norm(dim=1)
+        gap = gap / found.norm(dim=1).clamp(min=max(least**0.5, torch.finfo(b.dtype).tiny))
+        # a space that the products do not leave holds the answer
+        closed = (norm <= tiny * torch.maximum(high, -low)) | (len(basis) == b.shape[1])
+        gap = torch.where(closed, 0.0, gap)
+        share = found
+        change, lowest, largest = (
+            torch.where(active, new, old) for new, old in ((gap, change), (low, lowest), (high, largest))
+        )
+        x = torch.where(active[:, None], length[:, None] * (found[:, None] @ every)[:, 0], x)
+        active = active & (change > rtol)
+    return Root(x, change, lowest, largest, len(basis))
+
+
+def _unit(v: torch.Tensor, dual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The length of every row in the metric, and the rows and their duals at unit length; zeros as they are."""
+    length = (v * dual).sum(1).clamp(min=0).sqrt()
+    by = torch.where(length > 0, length, 1.0)[:, None]
+    return length, v / by, dual / by
+
+
+def _tridiagonal_root(
+    diagonal: list[torch.Tensor], beside: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``T^1/2 e_1`` for every row, ``(rows, k)``, with eigenvalues below 0 as 0, and the extreme eigenvalues."""
+    t = torch.diag_embed(torch.stack(diagonal, 1))
+    if beside:
+        off = torch.stack(beside, 1)
+        t = t + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    lam, q = torch.linalg.eigh(t.double())
+    root = (q * (lam.clamp(min=0).sqrt() * q[:, 0])[:, None]).sum(2)
+    return root.to(t), lam[:, 0].to(t), lam[:, -1].to(t)
 
 
 def linear_map(x: torch.Tensor, forward: Product, transposed: Product) -> torch.Tensor:

@@ -20,7 +20,7 @@ from sciddiff.errors import InputError
 from sciddiff.posterior import check_count, check_solver, chunks
 from sciddiff.priors.base import Prior
 from sciddiff.random import Streams
-from sciddiff.solvers import Denoiser, DPMSolver, Moments, Solver
+from sciddiff.solvers import Denoiser, DPMSolver, Solver
 
 if TYPE_CHECKING:
     from sciddiff.posterior import Posterior
@@ -120,13 +120,9 @@ class Run:
         return self.posterior.prior
 
     def solver_for(self, guided: Guided) -> Solver:
-        """The caller's solver, else `Moments` where the guided denoiser can draw from its covariance.
-
-        It is exact for exact Gaussian priors; for others the moments are a guess, which more steps correct.
-        """
-        moments = Moments() if self.prior.exact else Moments(steps=64)
-        chosen = self.solver or (moments if isinstance(guided, SpreadingGuided) else DPMSolver())
-        chosen = chosen.with_steps(self.steps)
+        """The caller's solver, else the guided denoiser's own if it has one."""
+        default = guided.solver if isinstance(guided, DrawingGuided) else DPMSolver()
+        chosen = (self.solver or default).with_steps(self.steps)
         return self.record(chosen)
 
     def record(self, solver: Solver) -> Solver:
@@ -254,41 +250,47 @@ class GuidedDenoiser(Method):
 
 
 @runtime_checkable
-class SpreadingGuided(Protocol):
-    """A guided denoiser that can draw from its covariance, for the solver `Moments`."""
+class DrawingGuided(Protocol):
+    """A guided denoiser that can draw too, for the solver `Moments`.
+
+    Attributes:
+        solver: the solver to take where the caller names none.
+    """
+
+    solver: Solver
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
         """``D_y``."""
 
-    def spread(self, sigma: float, cases: torch.Tensor, streams: Streams) -> torch.Tensor:
-        """A draw of ``N(0, Cov[z0 | z, y])`` for every row."""
+    def draw(self, z: torch.Tensor, sigma: float, cases: torch.Tensor, streams: Streams) -> torch.Tensor:
+        """A draw of ``N(D_y, Cov[z0 | z, y])`` for every row."""
 
 
 @final
 @dataclass(frozen=True)
-class _Spreading:
-    """A denoiser of some rows that can draw from its covariance."""
+class _Drawing:
+    """A denoiser of some rows that can draw too."""
 
     denoise: Denoiser
-    draw: Callable[[float], torch.Tensor]
+    sample: Denoiser
 
     def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         return self.denoise(x, sigma)
 
-    def spread(self, sigma: float) -> torch.Tensor:
-        return self.draw(sigma)
+    def draw(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return self.sample(x, sigma)
 
 
 def _bound(guided: Guided, rows: Rows) -> Denoiser:
-    """The guided denoiser of some rows, with the draws from its covariance where it has them."""
+    """The guided denoiser of some rows, with its draws where it has them."""
 
     def denoise(z: torch.Tensor, sigma: float) -> torch.Tensor:
         return guided(z, sigma, rows.cases)
 
-    if not isinstance(guided, SpreadingGuided):
+    if not isinstance(guided, DrawingGuided):
         return denoise
-    spreading: SpreadingGuided = guided
-    return _Spreading(denoise, lambda sigma: spreading.spread(sigma, rows.cases, rows.streams))
+    drawing: DrawingGuided = guided
+    return _Drawing(denoise, lambda z, sigma: drawing.draw(z, sigma, rows.cases, rows.streams))
 
 
 def integrate(
@@ -312,16 +314,17 @@ def integrate(
 
 
 def unconditional(prior: Prior, denoise: Denoiser, streams: Streams) -> Denoiser:
-    """The prior's denoiser of some rows, with the draws from its covariance where it is known."""
+    """The prior's denoiser of some rows, with draws of the clean state where its covariance is known."""
     if prior.covariance(prior.sigma_max) is None:
         return denoise
 
-    def spread(sigma: float) -> torch.Tensor:
+    def draw(z: torch.Tensor, sigma: float) -> torch.Tensor:
         cov = prior.covariance(sigma)
         assert cov is not None  # asked above
-        return cov.sqrt(streams.normal(cov.white_shape, dtype=prior.dtype, device=prior.device))
+        white = streams.normal(cov.white_shape, dtype=prior.dtype, device=prior.device)
+        return denoise(z, sigma) + cov.sqrt(white)
 
-    return _Spreading(denoise, spread)
+    return _Drawing(denoise, draw)
 
 
 def tweedie(

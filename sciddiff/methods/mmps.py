@@ -15,10 +15,11 @@ import torch
 
 from sciddiff.covariance import Covariance, multiple
 from sciddiff.errors import ConvergenceError, InputError
-from sciddiff.linalg import cg
+from sciddiff.linalg import cg, lanczos_root
 from sciddiff.methods.base import Guided, GuidedDenoiser, Run, tweedie
 from sciddiff.noise import Gaussian
 from sciddiff.random import Streams
+from sciddiff.solvers import DPMSolver, Moments, Solver
 
 if TYPE_CHECKING:
     from sciddiff.posterior import LinearGaussian, Posterior
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 __all__ = ["MMPS"]
 
 _FORM_LIMIT = 2**27
+# so many data are solved for by a VJP each and a factorisation; CG takes about as many, and is not exact
+_FEW = 8
+Action = Callable[[torch.Tensor], torch.Tensor]
+
+# draws of N(0, Cov) are held to no less than this share of the noise's variance, which hides what is smaller
+_SMALL = 1e-3
 _CHOICES = ("exact", "guarded", "gaussian", "unit", "scalar")
 
 
@@ -38,7 +45,9 @@ class MMPS(GuidedDenoiser):
         covariance: what stands for ``Cov[z0 | z]``; None takes the prior's best of these:
 
             - "exact": ``sigma^2 J C``, for exact priors. Where it does not depend on z, ``R + B Cov B^T`` is formed
-              and factored once per sigma; else CG on VJPs, to ``rtol`` or `ConvergenceError`.
+              and factored once per sigma; else formed by a VJP a datum up to 8 data, and CG on VJPs beyond, to ``rtol``
+              or `ConvergenceError`. The solver `Moments`, its default, draws from it by Lanczos, at some 5 to 30
+              VJPs a step.
             - "guarded": the same, symmetrised, for networks; CG stops at negative curvature. Two VJPs an iteration.
               Experimental: a guard against divergence, not against inaccuracy.
             - "gaussian": that of the Gaussian fitted to the prior: positive, no VJP. The default of trained priors.
@@ -46,16 +55,19 @@ class MMPS(GuidedDenoiser):
               without a fitted Gaussian.
             - "scalar": ``gamma sigma^2 C`` in the solve and one VJP outside (Rozet and Louppe 2023, SDA).
         rtol: relative residual of the Krylov solves, in the norm of ``R^-1``.
+        draw_rtol: relative tolerance of the draws from ``Cov`` that the solver `Moments` takes by Lanczos; has to be
+            small beside the Monte Carlo error only.
         max_iterations: most iterations of a Krylov solve.
         gamma: the factor of "scalar".
 
     Raises:
         InputError: on settings out of range.
-        ConvergenceError: where CG does not reach ``rtol`` (all but "guarded").
+        ConvergenceError: where CG does not reach ``rtol`` (all but "guarded"), Lanczos does not reach ``draw_rtol``, or
+            the covariance to be drawn from has a negative eigenvalue.
 
     Example:
         >>> MMPS(covariance="gaussian")
-        MMPS(covariance='gaussian', rtol=1e-06, max_iterations=500, gamma=0.01)
+        MMPS(covariance='gaussian', rtol=1e-06, max_iterations=500, gamma=0.01, draw_rtol=0.001)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "gaussian"})
@@ -67,6 +79,7 @@ class MMPS(GuidedDenoiser):
     rtol: float = 1e-6
     max_iterations: int = 500
     gamma: float = 1e-2
+    draw_rtol: float = 1e-3
 
     def __post_init__(self) -> None:
         if self.covariance not in (None, *_CHOICES):
@@ -76,10 +89,14 @@ class MMPS(GuidedDenoiser):
                 got=repr(self.covariance),
                 fix="see the docstring of MMPS",
             )
-        if not 0 < self.rtol < 1 or self.max_iterations < 1 or not self.gamma > 0:
+        if (
+            not (0 < self.rtol < 1 and 0 < self.draw_rtol < 1)
+            or self.max_iterations < 1
+            or not self.gamma > 0
+        ):
             raise InputError(
                 "rtol",
-                expected="0 < rtol < 1, max_iterations >= 1 and gamma > 0",
+                expected="0 < rtol < 1, 0 < draw_rtol < 1, max_iterations >= 1 and gamma > 0",
                 got=repr(self),
                 fix="leave them at their defaults",
             )
@@ -140,28 +157,32 @@ class _Fixed:
             # kept by the posterior; made here so that the first run rounds as every later one does
             run.cost.operator_calls += self.linear.prepare()
         self.kept = max(1, _FORM_LIMIT // (size**2 * systems))
+        # exact for exact Gaussian priors; for others the covariance is a guess, which more steps correct
+        self.solver: Solver = Moments() if run.prior.exact else Moments(steps=64)
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
         d = self.run.denoise(z, sigma)
         return d + self.gain(sigma, self.linear.residual(d, cases), cases)
 
-    def spread(self, sigma: float, cases: torch.Tensor, streams: Streams) -> torch.Tensor:
-        """A draw of ``N(0, Cov[z0 | z, y])``: condition a draw of ``N(0, Cov)`` on zero (Matheron's rule)."""
+    def draw(self, z: torch.Tensor, sigma: float, cases: torch.Tensor, streams: Streams) -> torch.Tensor:
+        """A draw of ``N(D_y, Cov[z0 | z, y])``: condition one of ``N(D, Cov)`` and its data (Matheron's rule)."""
         cov, _ = self.factor(sigma)
         prior = self.run.prior
-        u = cov.sqrt(streams.normal(cov.white_shape, dtype=prior.dtype, device=prior.device))
-        r = -self.linear.apply(u) - self.linear.noise_draw(streams)
-        mask = self.linear.mask
-        return u + self.gain(sigma, r if mask is None else torch.where(mask[cases], r, 0.0), cases)
+        white = streams.normal(cov.white_shape, dtype=prior.dtype, device=prior.device)
+        z0 = self.run.denoise(z, sigma) + cov.sqrt(white)
+        return z0 + self.gain(sigma, _misses(self.linear, z0, cases, streams), cases)
 
     def gain(self, sigma: float, r: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
         """``Cov B^T (R + B Cov B^T)^-1 r`` on what was observed."""
-        return self.factor(sigma)[0].apply(self.linear.adjoint(self.weights(sigma, r, cases)))
+        cov, factor = self.factor(sigma)
+        if factor is None:
+            return self.system.solve(cov.apply, r, cases)[1]
+        return cov.apply(self.linear.adjoint(self.direct(factor, r, cases)))
 
     def weights(self, sigma: float, r: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
         """``(R + B Cov B^T)^-1 r`` on what was observed."""
         cov, factor = self.factor(sigma)
-        return self.system.solve(cov.apply, r, cases) if factor is None else self.direct(factor, r, cases)
+        return self.system.solve(cov.apply, r, cases)[0] if factor is None else self.direct(factor, r, cases)
 
     def factor(self, sigma: float) -> tuple[Covariance, torch.Tensor | None]:
         if sigma not in self.factors:
@@ -176,17 +197,7 @@ class _Fixed:
         """Factors of ``R + B Cov B^T``, ``(patterns, size, size)``, in float64."""
         half = cov.sqrt_adjoint(self.linear.matrix()).flatten(1).double()
         s = (half @ half.T + self.linear.noise_matrix.double())[None]
-        if self.seen is not None:
-            # a missing value is its own unit equation, whose residual is 0
-            seen = self.seen.to(s)
-            s = seen[:, :, None] * s * seen[:, None, :] + torch.diag_embed(1 - seen)
-        factor: torch.Tensor
-        factor, info = torch.linalg.cholesky_ex(s)
-        if bool((info != 0).any()):
-            raise ConvergenceError(
-                "MMPS: R + A Cov A^T is not positive definite to rounding. Use a larger noise sd, or a prior in float64."
-            )
-        return factor
+        return _cholesky(s, self.seen)
 
     def direct(self, factor: torch.Tensor, r: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
         if self.pattern is None:
@@ -208,14 +219,99 @@ class _Krylov:
     """``Cov = sigma^2 C J^T`` by VJPs, one after the other through the one forward of the denoiser."""
 
     def __init__(self, method: MMPS, run: Run, *, guard: bool) -> None:
-        self.run, self.guard = run, guard
+        self.method, self.run = method, run
+        self.tweedie = _symmetric if guard else tweedie
         self.linear, self.system = run.posterior.linear_gaussian(), _System(method, run, guard=guard)
+        self.form = self.linear.size <= min(_FEW, method.max_iterations) and not guard
+        if self.form:
+            run.cost.operator_calls += self.linear.prepare()
+        # draws need a Jacobian that is symmetric and positive, as no network's is
+        self.solver: Solver = Moments() if run.prior.exact and not guard else DPMSolver()
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
-        d, cov = (_symmetric if self.guard else tweedie)(self.run, z, sigma)
-        self.run.cost.operator_calls += 2 * len(z)
-        v = self.system.solve(cov, self.linear.residual(d, cases), cases)
-        return d + cov(self.linear.adjoint(v))
+        d, cov = self.tweedie(self.run, z, sigma)
+        return d + self.gain(cov, self.linear.residual(d, cases), cases)
+
+    def draw(self, z: torch.Tensor, sigma: float, cases: torch.Tensor, streams: Streams) -> torch.Tensor:
+        """A draw of ``N(D_y, Cov[z0 | z, y])``, as `_Fixed.draw`; that of ``N(0, Cov)`` is a root by Lanczos."""
+        d, cov = self.tweedie(self.run, z, sigma)
+        z0 = d + self.spread(cov, sigma, streams)
+        return z0 + self.gain(cov, _misses(self.linear, z0, cases, streams), cases)
+
+    def gain(self, cov: Action, r: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
+        """``Cov B^T (R + B Cov B^T)^-1 r`` on what was observed."""
+        if self.form:
+            return self.formed(cov, r, cases)
+        self.run.cost.operator_calls += len(r)
+        return self.system.solve(cov, r, cases)[1]
+
+    def formed(self, cov: Action, r: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
+        """`gain` by ``Cov B^T``, one VJP a datum."""
+        linear, matrix = self.linear, self.linear.matrix()
+        rows = torch.stack([cov(b.expand(len(r), *b.shape)).flatten(1) for b in matrix], 1)
+        s = linear.noise_matrix.double() + (rows @ matrix.flatten(1).T).double()
+        factor = _cholesky(s, None if linear.mask is None else linear.mask[cases])
+        v = torch.cholesky_solve(r.double()[:, :, None], factor).to(r)
+        return (v.mT @ rows).reshape(-1, *matrix.shape[1:])
+
+    def spread(self, cov: Action, sigma: float, streams: Streams) -> torch.Tensor:
+        """A draw of ``N(0, Cov)``, from reference noise: ``Cov C^+`` is self-adjoint in the metric of ``C^+``."""
+        reference, noise = self.run.prior.reference, self.run.prior.noise(streams)
+
+        def flat(action: Action) -> Action:
+            return lambda v: action(v.reshape(noise.shape)).flatten(1)
+
+        found = lanczos_root(
+            flat(cov),
+            noise.flatten(1),
+            rtol=self.method.draw_rtol,
+            max_iterations=self.method.max_iterations,
+            metric=flat(reference.solve),
+            least=_SMALL * sigma**2,
+        )
+        worst = float(found.change.max())
+        # no eigenvalue is larger than sigma^2 for a log-concave prior: rounding is judged by that
+        unit = found.largest.clamp(min=_SMALL * sigma**2)
+        negative = float((found.lowest / unit).min())
+        if not negative >= -_rounding(noise.dtype):
+            raise ConvergenceError(
+                f"MMPS: the denoiser's covariance has a negative eigenvalue, {negative:.2g} of the largest, at sigma = "
+                f"{sigma:.4g}, so that nothing can be drawn from it. Use covariance='gaussian' or 'unit', a solver "
+                "other than Moments, or float64."
+            )
+        if not worst <= self.method.draw_rtol:
+            raise ConvergenceError(
+                f"MMPS: after {found.iterations} Lanczos iterations a draw still changes by {worst:.2g}, more than "
+                f"draw_rtol = {self.method.draw_rtol:g}. Raise max_iterations or draw_rtol, or use float64."
+            )
+        return found.x.reshape(noise.shape)
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """What an eigenvalue of 0 may be below it, relative to the largest."""
+    return float(torch.finfo(dtype).eps ** 0.5)
+
+
+def _cholesky(s: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+    """Factors of ``R + B Cov B^T``, ``(systems, size, size)``, for the values seen in each."""
+    if seen is not None:
+        # a missing value is its own unit equation, whose residual is 0
+        here = seen.to(s)
+        s = here[:, :, None] * s * here[:, None, :] + torch.diag_embed(1 - here)
+    factor: torch.Tensor
+    factor, info = torch.linalg.cholesky_ex(s)
+    if bool((info != 0).any()):
+        raise ConvergenceError(
+            "MMPS: R + A Cov A^T is not positive definite to rounding. Use a larger noise sd, or a prior in float64; "
+            "on a learned prior use covariance='gaussian' or 'guarded'."
+        )
+    return factor
+
+
+def _misses(linear: LinearGaussian, z0: torch.Tensor, cases: torch.Tensor, streams: Streams) -> torch.Tensor:
+    """By how much the data miss those that ``z0`` would have made, with noise of their own; 0 where missing."""
+    r = linear.residual(z0, cases) - linear.noise_draw(streams)
+    return r if linear.mask is None else torch.where(linear.mask[cases], r, 0.0)
 
 
 @final
@@ -242,20 +338,21 @@ class _System:
         self.linear = run.posterior.linear_gaussian()
         self.mask = self.linear.mask
 
-    def solve(
-        self, cov: Callable[[torch.Tensor], torch.Tensor], r: torch.Tensor, cases: torch.Tensor
-    ) -> torch.Tensor:
+    def solve(self, cov: Action, r: torch.Tensor, cases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``v`` and ``Cov B^T v``."""
         linear, seen = self.linear, None if self.mask is None else self.mask[cases]
+        pulled: list[torch.Tensor] = []
 
         def visible(v: torch.Tensor) -> torch.Tensor:
             return v if seen is None else torch.where(seen, v, 0.0)
 
-        def apply(v: torch.Tensor) -> torch.Tensor:
+        def pull(v: torch.Tensor) -> torch.Tensor:
             self.run.cost.operator_calls += 2 * len(v)
-            return visible(linear.noise_apply(v) + linear.apply(cov(linear.adjoint(v))))
+            pulled[:] = [cov(linear.adjoint(v))]
+            return pulled[0]
 
         found = cg(
-            apply,
+            lambda v: visible(linear.noise_apply(v) + linear.apply(pull(v))),
             r,
             rtol=self.method.rtol,
             max_iterations=self.method.max_iterations,
@@ -269,7 +366,8 @@ class _System:
                 f"{self.method.rtol:g}. Raise max_iterations or rtol, or use float64; on a learned prior use "
                 "covariance='gaussian' or 'guarded'."
             )
-        return found.x
+        # the last product of `cg` is that with its answer, unless it was guarded or had nothing to do
+        return found.x, pull(found.x) if self.guard or not pulled else pulled[0]
 
 
 def _noise_solve(linear: LinearGaussian, v: torch.Tensor) -> torch.Tensor:
@@ -282,9 +380,7 @@ def _noise_solve(linear: LinearGaussian, v: torch.Tensor) -> torch.Tensor:
     return torch.cat(out, 1)
 
 
-def _symmetric(
-    run: Run, z: torch.Tensor, sigma: float
-) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+def _symmetric(run: Run, z: torch.Tensor, sigma: float) -> tuple[torch.Tensor, Action]:
     """``D(z)`` and ``w -> sigma^2 (C J^T + J C) w / 2``; ``J C`` is symmetric for a true denoiser, not for a network.
 
     ``J v`` is the derivative of ``J^T u`` in ``u``, so that reverse mode is all that a network has to support.

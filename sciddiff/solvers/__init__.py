@@ -4,7 +4,7 @@ from sciddiff.solvers.adaptive import Adaptive
 from sciddiff.solvers.base import Denoiser, Noiser, Progress, Solver, Step
 from sciddiff.solvers.inversion import generate, invert
 from sciddiff.solvers.likelihood import log_prob
-from sciddiff.solvers.moments import Moments, Spreading
+from sciddiff.solvers.moments import Drawing, Moments
 from sciddiff.solvers.ode import DPMSolver, Euler, Heun
 from sciddiff.solvers.schedules import VP, AlongPath, Cosine, Exponential, Flow, Karras, Schedule
 from sciddiff.solvers.stochastic import Ancestral, PredictorCorrector
@@ -17,6 +17,7 @@ __all__ = [
     "Cosine",
     "DPMSolver",
     "Denoiser",
+    "Drawing",
     "Euler",
     "Exponential",
     "Flow",
@@ -28,7 +29,6 @@ __all__ = [
     "Progress",
     "Schedule",
     "Solver",
-    "Spreading",
     "Step",
     "generate",
     "invert",

@@ -11,30 +11,31 @@ import torch
 from sciddiff.errors import InputError
 from sciddiff.solvers.base import Denoiser, Noiser, Solver, Step
 
-__all__ = ["Moments", "Spreading"]
+__all__ = ["Drawing", "Moments"]
 
 
 @runtime_checkable
-class Spreading(Protocol):
-    """A denoiser that can draw from its covariance too."""
+class Drawing(Protocol):
+    """A denoiser that can draw from the Gaussian with the first two moments of ``x0`` given ``x``."""
 
     def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
-        """``E[x0 | x]``."""
+        """``D = E[x0 | x]``."""
 
-    def spread(self, sigma: float) -> torch.Tensor:
-        """A draw of ``N(0, Cov[x0 | x])`` for every row, at one noise level."""
+    def draw(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        """A draw of ``N(D, Cov[x0 | x])`` for every row."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Moments(Solver):
-    """Ancestral steps with the first two moments of ``x0`` given ``x``.
+    """Ancestral steps from a draw of ``x0`` with its first two moments given ``x``, in place of its mean.
 
-    From level s to t, with ``r = (t/s)^2``: ``x' = D + r (x - D) + t sqrt(1 - r) n + (1 - r) e`` with ``n ~ N(0, C)`` and
-    ``e ~ N(0, Cov[x0 | x])``; the ancestral step of Ho et al. 2020 (arXiv 2006.11239, eq. 6) averaged over
+    From level s to t, with ``r = (t/s)^2``: ``x' = x0 + r (x - x0) + t sqrt(1 - r) n`` with ``n ~ N(0, C)`` and
+    ``x0 ~ N(D, Cov[x0 | x])``; the ancestral step of Ho et al. 2020 (arXiv 2006.11239, eq. 6) averaged over
     the Gaussian with the moments of ``p(x0 | x)``. Exact in any number of steps where ``p(x0 | x)`` is Gaussian,
-    whereas a plain ancestral step takes ``x0 = D`` and loses that spread. For denoisers that do not depend
-    on ``x`` through their covariance: Gaussian priors, and MMPS with ``covariance="gaussian"``.
+    whereas a plain ancestral step takes ``x0 = D`` and loses that spread. Where the covariance is the same for
+    every ``x`` (Gaussian priors, and MMPS with ``covariance="gaussian"``) a step costs one forward; MMPS with
+    ``covariance="exact"`` draws through VJPs on other priors.
 
     Args:
         steps: number of noise levels above 0.
@@ -52,18 +53,19 @@ class Moments(Solver):
     steps: int = 16
 
     def stepper(self, denoise: Denoiser, noise: Noiser) -> Step:
-        """See `Solver.stepper`; ``denoise`` has to be `Spreading`."""
-        if not isinstance(denoise, Spreading):
+        """See `Solver.stepper`; ``denoise`` has to be `Drawing`."""
+        if not isinstance(denoise, Drawing):
             raise InputError(
                 "solver",
                 expected="a solver for a denoiser whose covariance cannot be drawn from",
                 got="Moments",
-                fix="use DPMSolver() or Ancestral(); Moments takes Gaussian priors, or MMPS(covariance='gaussian')",
+                fix="use DPMSolver() or Ancestral(); Moments takes Gaussian priors, or MMPS without 'scalar'",
             )
+        drawing: Drawing = denoise
 
         def step(x: torch.Tensor, s: float, t: float) -> torch.Tensor:
             r = (t / s) ** 2
-            x = torch.lerp(denoise(x, s), x, r).add_(denoise.spread(s), alpha=1 - r)
+            x = torch.lerp(drawing.draw(x, s), x, r)
             return x.add_(noise(), alpha=t * math.sqrt(1 - r)) if t > 0 else x
 
         return step
