@@ -180,6 +180,9 @@ class LGD(Method):
     best, so that sharp likelihoods of many data need far more draws than there are.
 
     Args:
+        zeta: length of the gradient in the space of the data, in units of its rms at the truth, as for `DPSDenoiser`.
+            None leaves it as it is: the rule itself, which solvers integrate only with steps that are fine beside
+            ``R/(B Cov B^T)``; with coarser ones the draws leave all bounds.
         k: draws of ``x0`` for each evaluation.
         covariance: ``V``. "unit", as published, is ``Cov[z0 | z]`` of data of variance one in normalised units,
             ``sigma^2/(1 + sigma^2) C`` for a C of variance one. "gaussian" is the corrected form, that of the Gaussian fitted
@@ -191,7 +194,7 @@ class LGD(Method):
 
     Example:
         >>> LGD(k=32)
-        LGD(k=32, covariance='unit')
+        LGD(zeta=0.5, k=32, covariance='unit')
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"differentiable"})
@@ -202,10 +205,13 @@ class LGD(Method):
         "author={Song, Jiaming and Zhang, Qinsheng and Yin, Hongxu and Mardani, Morteza and Liu, Ming-Yu and "
         "Kautz, Jan and Chen, Yongxin and Vahdat, Arash}, booktitle={ICML}, year={2023}}"
     )
+    zeta: float | None = 0.5
     k: int = 10
     covariance: str = "unit"
 
     def __post_init__(self) -> None:
+        if self.zeta is not None:
+            _positive("zeta", self.zeta)
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise InputError("k", expected="an int of at least 1", got=repr(self.k), fix="10 is a good start")
         if self.covariance not in ("unit", "gaussian"):
@@ -220,12 +226,13 @@ class LGD(Method):
     def draw(self, run: Run) -> torch.Tensor:
         """Integrate the guided denoiser, whose draws of ``x0`` come from each row's own stream."""
         out, solver = [], run.record((run.solver or DPMSolver()).with_steps(run.steps))
+        length = None if self.zeta is None else self.zeta * _typical(run)
         for rows in run.rows():
-            guided = self.guided(run, rows)
+            guided = self.guided(run, rows, length)
             out.append(integrate(run.prior, guided, rows.streams, solver, None, run.bar))
         return torch.cat(out)
 
-    def guided(self, run: Run, rows: Rows) -> Denoiser:
+    def guided(self, run: Run, rows: Rows, length: torch.Tensor | None) -> Denoiser:
         """The guided denoiser of some rows."""
         spread = around(run.prior, self.covariance)
 
@@ -233,24 +240,42 @@ class LGD(Method):
             d, covariance = tweedie(run, z, sigma, once=True)
             v = spread(sigma)
             white = rows.streams.normal((self.k, *v.white_shape), dtype=d.dtype, device=d.device)
-            return d + covariance(_averaged(run, d[:, None] + v.sqrt(white), rows.cases))
+            g = _averaged(
+                run, d[:, None] + v.sqrt(white), rows.cases, None if length is None else length[rows.cases]
+            )
+            return d + covariance(g)
 
         return guided
 
 
-def _averaged(run: Run, z0: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
-    """Gradient of ``log mean_j p(y | A(m + S z0_j))`` in a common shift of the clean states ``(rows, k, *shape)``."""
-    n, k = z0.shape[:2]
+def _averaged(run: Run, z0: torch.Tensor, cases: torch.Tensor, length: torch.Tensor | None) -> torch.Tensor:
+    """Gradient of ``log mean_j p(y | A(m + S z0_j))`` in a common shift of the clean states ``(rows, k, *shape)``.
+
+    With ``length``, one number per row, it has that length in the space of the data before it is pulled back.
+    """
+    (n, k), observations = z0.shape[:2], run.posterior.observations
     cases = cases.repeat_interleave(k)
     with torch.enable_grad():
         x = run.prior.normalisation.physical(z0.flatten(0, 1)).detach().requires_grad_()
-        log = torch.stack([o.log_prob(o.operator.apply(x), cases) for o in run.posterior.observations]).sum(0)
-        (gradient,) = torch.autograd.grad(log.sum(), x)
+        means = [o.operator.apply(x) for o in observations]
+        log = torch.stack([o.log_prob(m, cases) for o, m in zip(observations, means, strict=True)]).sum(0)
+        scores = torch.autograd.grad(log.sum(), means, retain_graph=True)
     run.cost.operator_calls += 2 * n * k
-    weight = torch.softmax(log.detach().reshape(n, k), 1).reshape(-1, *(1,) * (x.ndim - 1))
-    # a state that makes the data impossible has no gradient and no weight
-    total = torch.where(weight == 0, 0.0, weight * gradient).reshape(z0.shape).sum(1)
+    weight = torch.softmax(log.detach().reshape(n, k), 1).reshape(-1)
+    # a state that makes the data impossible has no gradient, and no weight
+    scores = tuple(_rows(weight, s) * torch.where(_rows(weight == 0, s), 0.0, s) for s in scores)
+    if length is not None:
+        mean = torch.cat([s.reshape(n, k, -1).sum(1) for s in scores], 1).norm(dim=1)
+        by = (length / torch.where(mean > 0, mean, 1.0)).repeat_interleave(k)
+        scores = tuple(_rows(by, s) * s for s in scores)
+    (gradient,) = torch.autograd.grad(means, x, scores)
+    total = gradient.reshape(z0.shape).sum(1)
     return run.prior.normalisation.scale.to(total) * total
+
+
+def _rows(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """One number per row, to broadcast on a batch."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _typical(run: Run, simulations: int = 256) -> torch.Tensor:
