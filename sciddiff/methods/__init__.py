@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sciddiff.methods.base import GuidedDenoiser, Method
-from sciddiff.methods.guidance import DPS, DPSDenoiser
+from sciddiff.methods.guidance import DPS, LGD, DPSDenoiser
 from sciddiff.methods.kalman import EnsembleKalman
+from sciddiff.methods.linearised import TMPD, LocalGaussian
 from sciddiff.methods.mixture_vi import MixtureVI
 from sciddiff.methods.mmps import MMPS
+from sciddiff.methods.pigdm import PiGDM
 from sciddiff.methods.reddiff import REDDiff
 from sciddiff.methods.splitting import DAPS, DPnP, PnPDM
 from sciddiff.methods.transitions import DDNM, DDRM, DiffPIR, RePaint
@@ -22,16 +24,20 @@ __all__ = [
     "DDNM",
     "DDRM",
     "DPS",
+    "LGD",
     "METHODS",
     "MMPS",
+    "TMPD",
     "DPSDenoiser",
     "DPnP",
     "DiffPIR",
     "EnsembleKalman",
     "GaussianVI",
     "GuidedDenoiser",
+    "LocalGaussian",
     "Method",
     "MixtureVI",
+    "PiGDM",
     "PnPDM",
     "REDDiff",
     "RePaint",

@@ -67,7 +67,7 @@ class LocalGaussian(GuidedDenoiser):
         >>> space = sd.Space({"x": 3})
         >>> prior = sd.GaussianPrior(space, sd.covariance.white((3,)))
         >>> rate = sd.operators.from_torch(torch.exp, space, space)
-        >>> prior.given([2.0, 0.0, 1.0], rate, sd.noise.Poisson()).sample(4, LocalGaussian(), seed=0)["x"].shape
+        >>> prior.given([2.0, 0.0, 1.0], rate, sd.noise.Poisson()).sample(4, LocalGaussian(), seed=0)["u"].shape
         (4, 3)
     """
 
