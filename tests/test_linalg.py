@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sciddiff.linalg import cg
+from sciddiff.linalg import cg, lanczos_root
 
 
 def systems(rows: int, m: int, condition: float, dtype=torch.float64) -> torch.Tensor:
@@ -113,3 +113,88 @@ def test_cg_stops_at_the_most_iterations_and_says_how_far_it_came(most):
     true = (b - product(a)(found.x)).norm(dim=1) / b.norm(dim=1)
     assert found.iterations == most
     torch.testing.assert_close(found.residual, true, rtol=1e-9, atol=0)
+
+
+def dense_root(a):
+    lam, q = torch.linalg.eigh(a)
+    return (q * lam.clamp(min=0).sqrt()[..., None, :]) @ q.mT
+
+
+def test_the_root_by_lanczos_is_the_symmetric_root_of_every_row():
+    a, b = systems(5, 8, 1e4), right(5, 8)
+    found = lanczos_root(product(a), b, rtol=1e-12, max_iterations=50)
+    torch.testing.assert_close(found.x, product(dense_root(a))(b), rtol=1e-9, atol=1e-9)
+    assert found.change.max() <= 1e-12 and found.iterations <= 8
+    torch.testing.assert_close(found.lowest, torch.linalg.eigvalsh(a)[:, 0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.largest, torch.linalg.eigvalsh(a)[:, -1], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("rank", [6, 4])
+def test_in_a_metric_noise_of_the_inverse_metric_becomes_a_draw_of_the_matrix(rank):
+    """Row i of ``b`` is ``F e_i`` with ``W^+ = F F^T``, so that the rows' answers ``x`` have ``x^T x = M``."""
+    d = 6
+    q, _ = torch.linalg.qr(right(d, d))
+    scale = torch.tensor([0.2, 0.5, 1.0, 2.0, 4.0, 8.0], dtype=torch.float64)
+    scale[rank:] = 0
+    factor = q * scale.sqrt()
+    inverse = (q * torch.where(scale > 0, 1 / scale.clamp(min=0.1), 0.0)) @ q.T
+    m = factor @ systems(1, d, 50.0)[0] @ factor.T
+    found = lanczos_root(
+        lambda v: v @ m, factor.T.contiguous(), rtol=1e-12, max_iterations=50, metric=lambda v: v @ inverse
+    )
+    torch.testing.assert_close(found.x.T @ found.x, m, rtol=1e-9, atol=1e-9)
+
+
+def test_the_root_needs_no_more_products_than_there_are_different_eigenvalues():
+    q, _ = torch.linalg.qr(right(9, 9))
+    a = ((q * torch.tensor([0.0, 0, 1, 4, 4, 4, 9, 9, 9]).double()) @ q.T)[None]
+    found = lanczos_root(product(a), right(1, 9), rtol=1e-10, max_iterations=50)
+    assert found.iterations == 4
+    # an eigenvalue of zero is met to rounding, whose root is what is left
+    torch.testing.assert_close(found.x, product(dense_root(a))(right(1, 9)), rtol=0, atol=1e-6)
+
+
+def test_the_root_of_a_row_does_not_depend_on_the_rows_beside_it():
+    a, b = systems(6, 10, 1e5), right(6, 10)
+    b[3] = 0
+    together = lanczos_root(product(a), b, rtol=1e-2, max_iterations=300)
+    assert (together.x[3] == 0).all() and together.change[3] == 0
+    for i in range(6):
+        alone = lanczos_root(product(a[i : i + 1]), b[i : i + 1], rtol=1e-2, max_iterations=300)
+        torch.testing.assert_close(together.x[i : i + 1], alone.x, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rtol", [1e-1, 1e-3, 1e-5])
+def test_the_root_is_as_near_as_its_tolerance_says_within_the_rate_of_lanczos(rtol):
+    a, b = systems(4, 60, 100.0), right(4, 60)
+    found, exact = lanczos_root(product(a), b, rtol=rtol, max_iterations=300), product(dense_root(a))(b)
+    error = (found.x - exact).norm(dim=1) / exact.norm(dim=1)
+    assert found.iterations < 60
+    # the error falls by q = (sqrt 100 - 1)/(sqrt 100 + 1) a product, so that it is below change q/(1 - q)
+    assert error.max() < 5 * rtol
+
+
+def test_negative_eigenvalues_and_an_early_end_are_reported():
+    a, b = systems(2, 6, 100.0), right(2, 6)
+    lam, q = torch.linalg.eigh(a[0])
+    a[0] = (q * torch.where(lam == lam[0], -lam[0], lam)) @ q.T
+    found = lanczos_root(product(a), b, rtol=1e-12, max_iterations=50)
+    assert found.lowest[0] < -0.9 * lam[0] and found.lowest[1] > 0
+    early = lanczos_root(product(a), b, rtol=1e-12, max_iterations=2)
+    assert early.iterations == 2 and early.change[1] > 1e-3
+
+
+def test_a_matrix_of_rounding_is_not_worked_on():
+    noise = 1e-20 * right(40, 40)
+    found = lanczos_root(
+        lambda v: v @ (noise + noise.T), right(3, 40), rtol=1e-3, max_iterations=40, least=1e-3
+    )
+    assert found.iterations == 1 and found.x.abs().max() < 1e-8
+
+
+def test_the_root_holds_in_single_precision():
+    a, b = systems(4, 30, 1e4, torch.float32), right(4, 30, torch.float32)
+    found = lanczos_root(product(a), b, rtol=1e-5, max_iterations=100)
+    exact = product(dense_root(a.double()))(b.double())
+    assert found.x.dtype == torch.float32
+    assert ((found.x - exact).norm(dim=1) / exact.norm(dim=1)).max() < 1e-3

@@ -110,14 +110,22 @@ class Full(Basis):
     def __init__(self, shape: Sequence[int], columns: torch.Tensor) -> None:
         self.shape, self.columns = tuple(shape), columns
         self.coefficients = (columns.shape[1],)
+        self._cast = columns
 
     def analysis(self, x: torch.Tensor) -> torch.Tensor:
         """``columns^T x``."""
-        return flattened(x, self.shape) @ self.columns.to(x)
+        return flattened(x, self.shape) @ self._like(x)
 
     def synthesis(self, c: torch.Tensor) -> torch.Tensor:
         """``columns c``."""
-        return (c @ self.columns.to(c).T).reshape(*c.shape[:-1], *self.shape)
+        return (c @ self._like(c).T).reshape(*c.shape[:-1], *self.shape)
+
+    def _like(self, x: torch.Tensor) -> torch.Tensor:
+        """The columns in the dtype and on the device of ``x``; the last cast is kept, as it can cost more than a product."""
+        cast = self._cast
+        if cast.dtype != x.dtype or cast.device != x.device:
+            cast = self._cast = self.columns.to(x)
+        return cast
 
     def square(self, values: torch.Tensor) -> torch.Tensor:
         """``columns^2 values``."""
