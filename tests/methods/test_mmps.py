@@ -177,3 +177,52 @@ def test_a_prior_without_a_fitted_gaussian_is_refused_where_one_is_asked_for():
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(InputError):
         MMPS(**change)
+
+
+class Units:
+    """Streams whose row i draws the i-th unit vector of all that is drawn, and row 0 zeros."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.drawn = rows, 0
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def normal(self, shape, *, dtype, device="cpu"):
+        size = int(np.prod(shape))
+        out = torch.zeros(self.rows, size, dtype=dtype)
+        out[1 + self.drawn + torch.arange(size), torch.arange(size)] = 1.0
+        self.drawn += size
+        return out.reshape(self.rows, *shape)
+
+
+@pytest.mark.parametrize("few", [0, 8], ids=["by CG", "formed"])
+@pytest.mark.parametrize("reference", list(REFERENCES))
+@pytest.mark.parametrize("sigma", [0.2, 1.5])
+@pytest.mark.parametrize("case", [0, 1])
+def test_a_draw_given_a_state_of_a_mixture_has_the_covariance_of_that_state(
+    monkeypatch, few, reference, sigma, case
+):
+    """``x0 = D_y + L w``: the answers to unit noise are the columns of L, and ``L L^T = Cov[z0 | z, y]``."""
+    monkeypatch.setattr("sciddiff.methods.mmps._FEW", few)
+    prior = mixture(reference)
+    method, row = MMPS(rtol=1e-12, draw_rtol=1e-12), states(prior, sigma)[0][2]
+    posterior = prior.given(
+        Y, OPERATOR, sd.noise.Gaussian(covariance=NOISE), missing="mask", batch_dim="case"
+    )
+    rows = 1 + prior.space.size + 3
+    run = Run(posterior, method, rows, seed=0, solver=None, steps=None, chunk=None, progress=False)
+    cases = torch.full((rows,), case)
+    with torch.no_grad():
+        found = method.guide(run).draw(row.expand(rows, -1), sigma, cases, Units(rows))
+    # a row of zeros has no noise: it is the mean
+    mean = guided(prior, method, row[None], sigma, cases[:1])
+    torch.testing.assert_close(found[:1], mean, rtol=1e-8, atol=1e-9)
+    j = torch.autograd.functional.jacobian(lambda v: prior.denoise(v[None], sigma)[0], row)
+    cov = sigma**2 * j @ prior.reference.apply(torch.eye(D, dtype=torch.float64))
+    seen = torch.from_numpy(np.flatnonzero(~np.isnan(Y[case])))
+    b = torch.from_numpy(MATRIX)[seen] * prior.normalisation.scale
+    r = NOISE.apply(torch.eye(3, dtype=torch.float64))[seen][:, seen]
+    expected = cov - cov @ b.T @ torch.linalg.solve(r + b @ cov @ b.T, b @ cov)
+    columns = found[1:] - found[:1]
+    torch.testing.assert_close(columns.T @ columns, expected, rtol=1e-7, atol=1e-9)
