@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import sciddiff as sd
-from sciddiff.errors import InputError
-from sciddiff.methods import DPS, DPSDenoiser
-from sciddiff.methods.base import Run
+from sciddiff.errors import DivergenceError, InputError
+from sciddiff.methods import DPS, LGD, DPSDenoiser, PiGDM
+from sciddiff.methods.base import Rows, Run
 from sciddiff.priors.mixture import GaussianMixturePrior
 from sciddiff.random import Streams
 from sciddiff.solvers import Ancestral, DPMSolver, Heun, Karras
@@ -163,7 +163,7 @@ NOISES = {
 
 
 @pytest.mark.parametrize("noise", list(NOISES))
-@pytest.mark.parametrize("method", [DPS(steps=100), DPSDenoiser()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("method", [DPS(steps=100), DPSDenoiser(), LGD(k=4)], ids=lambda m: type(m).__name__)
 def test_guidance_draws_towards_the_data_for_every_noise_and_a_bent_operator(noise, method):
     positive = sd.operators.from_torch(lambda x: (0.7 * x[:, :2]).exp(), SPACE, DATA)
     law, y = NOISES[noise]
@@ -232,3 +232,92 @@ def test_a_likelihood_without_a_gradient_at_the_prior_mean_is_refused_by_the_den
     rate = sd.operators.from_torch(lambda x: x[:, :2] - 5.0, SPACE, DATA)
     with pytest.raises(InputError):
         gaussian().given([3.0, 2.0], rate, sd.noise.Poisson(1.0)).sample(2, method=DPSDenoiser(), seed=0)
+
+
+def lgd(posterior, method, z, sigma, *, length=None) -> torch.Tensor:
+    """The guided denoiser of LGD at states of one chunk."""
+    n = len(z)
+    run = Run(posterior, method, n, seed=0, solver=None, steps=None, chunk=None, progress=False)
+    rows = Rows(torch.zeros(n, dtype=torch.long), Streams(0, range(n), purpose="posterior"))
+    with torch.no_grad():
+        return method.guided(run, rows, length)(z, sigma)
+
+
+@pytest.mark.parametrize("reference", list(REFERENCES))
+@pytest.mark.parametrize("choice", ["unit", "gaussian"])
+def test_loss_guidance_tends_to_pigdm_on_linear_gaussian_problems_as_its_draws_grow(reference, choice):
+    """The log-mean-exp of k draws estimates ``log N(y; B D, R + B V B^T)``: over many rows its mean gradient is that one."""
+    prior, sigma, rows, k = gaussian(reference), 0.6, 200, 4000
+    posterior = prior.given([0.5, 1.5], LINEAR, sd.noise.Gaussian(1.0))
+    z = (0.7 * prior.noise(Streams(3, [0], purpose="test"))).expand(rows, 3)
+    exact = PiGDM(choice)
+    run = Run(posterior, exact, 1, seed=0, solver=None, steps=None, chunk=None, progress=False)
+    step = exact.guide(run)(z[:1], sigma, torch.zeros(1, dtype=torch.long)) - prior.denoise(z[:1], sigma)
+    found = lgd(posterior, LGD(None, k, choice), z, sigma) - prior.denoise(z, sigma)
+    error = found.std(0) / math.sqrt(rows)
+    # the bias of a ratio of means is about its variance, that is a row's error squared: far below the mean's error here
+    assert bool(((found.mean(0) - step[0]).abs() < 4.5 * error).all())
+    assert bool((error < 0.01 * step.abs().max()).all())
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "laplace", "poisson"])
+def test_loss_guidance_with_one_draw_far_down_is_the_score_at_the_denoised_state(noise):
+    """As sigma falls the draws close up on D: ``D_y = D + sigma^2 C J^T grad log p(y | A(D))``, by finite differences."""
+    positive = sd.operators.from_torch(lambda x: (0.7 * x[:, :2]).exp(), SPACE, DATA)
+    law, y = NOISES[noise]
+    prior, sigma, h = mixture("dense"), 1e-4, 1e-4
+    posterior = prior.given(y, positive, law)
+    z = prior.noise(Streams(0, range(3), purpose="test"))
+    d = prior.denoise(z, sigma)
+
+    def log(d):
+        return posterior.log_likelihood(prior.normalisation.physical(d))
+
+    c = prior.reference.apply(torch.eye(3, dtype=torch.float64))
+    # J is the identity this far down
+    expected = torch.stack([(log(d + h * e) - log(d - h * e)) / (2 * h) for e in c], 1)
+    found = (lgd(posterior, LGD(None, 50), z, sigma) - d) / sigma**2
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
+def test_the_length_of_loss_guidance_is_that_of_the_denoiser_form_of_dps():
+    """Far down, where all draws are D, both rules are the same."""
+    posterior, sigma = nonlinear(), 1e-5
+    z = posterior.prior.noise(Streams(0, range(3), purpose="test"))
+    method = DPSDenoiser(zeta=0.7)
+    run = Run(posterior, method, 3, seed=0, solver=None, steps=None, chunk=None, progress=False)
+    d, dps = posterior.prior.denoise(z, sigma), method.guide(run)(z, sigma, torch.zeros(3, dtype=torch.long))
+    unit = lgd(posterior, LGD(k=5), z, sigma, length=torch.ones(3, dtype=torch.float64)) - d
+    ratio = (dps - d) / unit
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=0)
+    assert abs(float(ratio.mean()) * 0.3 / (0.7 * math.sqrt(2)) - 1) < 4 * 0.5 * math.sqrt(2 / (256 * 2))
+
+
+def test_states_that_make_the_data_impossible_have_no_weight():
+    """Poisson's rate is negative for some of the draws around D; the gradient is that of the others."""
+    rate = sd.operators.from_torch(lambda x: x[:, :2] + 1.0, SPACE, DATA)
+    prior = gaussian()
+    posterior = prior.given([2.0, 1.0], rate, sd.noise.Poisson(1.0))
+    z = prior.noise(Streams(0, range(50), purpose="test"))
+    assert bool(lgd(posterior, LGD(None, 20), z, 1.0).isfinite().all())
+    with pytest.raises(DivergenceError):
+        prior.given(
+            [2.0, 1.0], sd.operators.from_torch(lambda x: -(x[:, :2] ** 2), SPACE, DATA), sd.noise.Poisson()
+        ).sample(2, method=LGD(None), steps=4, seed=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-4)])
+def test_draws_of_loss_guidance_depend_on_their_own_stream_alone(dtype, tolerance):
+    posterior, method = nonlinear(mixture().to(dtype=dtype)), LGD(k=5)
+    whole = posterior.sample(9, method=method, steps=25, seed=1)["x"].values
+    for n, chunk in ((9, 2), (9, 1), (4, None)):
+        other = posterior.sample(n, method=method, steps=25, seed=1, chunk=chunk)["x"].values
+        np.testing.assert_allclose(other, whole[:n], rtol=0, atol=tolerance * np.abs(whole).max())
+
+
+@pytest.mark.parametrize(
+    "bad", [lambda: LGD(0.0), lambda: LGD(k=0), lambda: LGD(k=2.5), lambda: LGD(covariance="exact")]
+)
+def test_settings_of_loss_guidance_out_of_range_are_refused(bad):
+    with pytest.raises(InputError):
+        bad()
