@@ -40,7 +40,10 @@ class KalmanDiffusion(AnalysisMethod):
     have moved makes the next state. The first level has no noise to start from: there ``x0`` is a draw
     of the prior, so that one step is `EnsembleKalman`, and more follow the prior where it is not Gaussian.
     For a Gaussian prior and a linear operator the law tends to the posterior as the ensemble grows, with any
-    number of steps, and its error falls as ``J^-1/2``.
+    number of steps, and its error falls as ``J^-1/2``: with 1000 members, 64 values of a series and 16 data with
+    errors of 0.3 prior standard deviations the means were off by 0.049 posterior standard deviations (rms) in 16
+    steps, 0.078 in 4 and 0.086 in 1, where exact draws are off by 0.032; with 64 members by 0.20, 0.33 and 0.39.
+    Standard deviations were right to 0.4 % in 16 steps at 64 members, and 8 % too small in 1.
 
     Failing members are left out as in `EnsembleKalman`. ``O(J^2 (d + m))`` a level beside the simulations,
     two a member and level but one at the first.
@@ -52,7 +55,8 @@ class KalmanDiffusion(AnalysisMethod):
 
             - "exact": ``D`` and a Gaussian with the prior's own covariance, for Gaussian priors;
             - "gaussian": the same with the covariance of the Gaussian that was fitted to the prior;
-            - "rollout": ancestral steps down to 0, for any prior; its forwards are ``rollout`` a draw.
+            - "rollout": ancestral steps down to 0, for any prior; its forwards are ``rollout`` a draw. Biased by few
+              steps: with 8 analyses and 16 steps variances were up to 17 % too small (6 values, 4 data, 250 members).
         rollout: number of those steps.
         analysis: how data move the ensemble: `Perturbed`, `SquareRoot`, `Localised` or `Tapered`.
 
@@ -147,7 +151,9 @@ class EnKG(EnsembleMethod):
     At every level, but the first and last twentieth, each member is solved down to 0, ``x0_j``, simulated, and moved by
     ``- guidance / |C| sum_k C_jk (x_k - mean)`` with ``C_jk = <G(x0_j) - y, G(x0_k) - mean> / J``, ``|C|`` its Frobenius
     norm; then comes one Euler step of the probability flow. The noise of the data appears nowhere: the
-    result is an estimate and not a draw of the posterior. `KalmanDiffusion` is the calibrated one.
+    result is an estimate and not a draw of the posterior. On the Gaussian series of `KalmanDiffusion` 1000 members
+    were off by 2.3 posterior standard deviations in the mean (rms), and their standard deviations were 0.38 of
+    the exact ones; on 6 values with 4 data variances were 3 times the exact ones. `KalmanDiffusion` is calibrated.
 
     Args:
         ensemble: least number of members; J is that or n, whichever is more.
