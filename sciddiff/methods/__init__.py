@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sciddiff.methods.analysis import Localised, Perturbed, SquareRoot, Tapered
 from sciddiff.methods.base import GuidedDenoiser, Method
+from sciddiff.methods.enkg import EnKG, KalmanDiffusion
 from sciddiff.methods.guidance import DPS, LGD, DPSDenoiser
-from sciddiff.methods.kalman import EnsembleKalman
+from sciddiff.methods.kalman import EKI, EnsembleKalman, TemperedEKI
 from sciddiff.methods.linearised import TMPD, LocalGaussian
 from sciddiff.methods.mixture_vi import MixtureVI
 from sciddiff.methods.mmps import MMPS
@@ -24,6 +26,7 @@ __all__ = [
     "DDNM",
     "DDRM",
     "DPS",
+    "EKI",
     "LGD",
     "METHODS",
     "MMPS",
@@ -31,16 +34,23 @@ __all__ = [
     "DPSDenoiser",
     "DPnP",
     "DiffPIR",
+    "EnKG",
     "EnsembleKalman",
     "GaussianVI",
     "GuidedDenoiser",
+    "KalmanDiffusion",
     "LocalGaussian",
+    "Localised",
     "Method",
     "MixtureVI",
+    "Perturbed",
     "PiGDM",
     "PnPDM",
     "REDDiff",
     "RePaint",
+    "SquareRoot",
+    "Tapered",
+    "TemperedEKI",
     "default_method",
     "fitting",
     "methods_for",

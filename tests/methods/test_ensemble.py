@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -313,7 +314,7 @@ def test_enkg_is_the_published_algorithm():
             if depth > 1 and sigmas[i] > 0.01:
                 inner = levels(depth, 0.01, sigmas[i])
             x0 = x
-            for s, t in zip(inner, inner[1:], strict=False):
+            for s, t in pairwise(inner):
                 x0 = x0 + (t - s) * (x0 - x0 / (1 + s**2)) / s
             g = x0 @ a.T
             c = np.array([[(g[k] - y) @ (g[h] - g.mean(0)) / j for h in range(j)] for k in range(j)])
