@@ -2,14 +2,17 @@
 
 Members run serially, or through any executor in the manner of `concurrent.futures`: threads, processes,
 Dask's ``client.get_executor()``, ``mpi4py.futures``. A member that raises, returns values that are not
-finite, takes too long or takes its worker down is tried once more, alone; the others are not touched.
+finite, takes too long or takes its worker down is tried again, alone; the others are not touched.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -50,16 +53,19 @@ def black_box(
             xarray). For processes it has to be importable by name.
         domain: the space of states.
         codomain: the space of observations.
-        executor: None to run members one after the other; an object with ``submit`` or ``map``; or a function
-            without arguments that makes one, which is also called to replace a pool that died or hung.
+        executor: None to run members one after the other; an object with ``submit`` or ``map``, such as a Dask
+            client or its executor; or a function without arguments that makes one, which is also called to
+            replace a pool that died or hung. A Dask worker in which a member hangs is restarted by its nanny.
         on_error: what to do with a member that failed twice: "raise"; "nan" gives it NaN; "drop" gives it NaN
             too, and asks methods to go on without it. `BlackBox.failures` lists them.
-        timeout: seconds to wait for a member once those before it are done; None for no limit.
+        timeout: seconds to wait for a member once those before it are done; None for no limit. With Dask these
+            include the time that it takes to replace a worker that died, a few times over.
 
     Raises:
         InputError: on an unknown ``on_error`` or an unusable executor, and, when applied, on a result of
             another shape with ``on_error="raise"``.
-        SciddiffError: when applied, if a member failed twice with ``on_error="raise"``, or all failed.
+        SciddiffError: when applied, if a member failed twice with ``on_error="raise"``, if all failed, or if the
+            pool died and there is no function to make another.
 
     Example:
         >>> peak = black_box(lambda x: x.max(keepdims=True), Space({"t": 3}), Space({"detector": 1}))
@@ -115,9 +121,12 @@ class BlackBox(Operator):
         """Evaluate every row; no gradient flows back."""
         rows = [np.array(row) for row in x.detach().cpu().numpy()]
         tried = [self._read(r) for r in self._run(rows)]
+        suspects = [i for i, (_, error) in enumerate(tried) if isinstance(error, _DiedError)]
         for i, (value, error) in enumerate(tried):
-            if value is None and not isinstance(error, InputError):
+            if value is None and not isinstance(error, (InputError, _DiedError)):
                 tried[i] = self._read(self._run([rows[i]])[0])
+        for i, answer in self._separate(rows, suspects):
+            tried[i] = answer
         call, self._calls = self._calls, self._calls + 1
         failed = [(i, e) for i, (value, e) in enumerate(tried) if value is None]
         if failed and (self.on_error == "raise" or len(failed) == len(rows)):
@@ -129,16 +138,29 @@ class BlackBox(Operator):
                 out[i] = value
         return out.to(x)
 
+    def _separate(self, rows: Sequence[np.ndarray], suspects: Sequence[int]) -> list[tuple[int, _Tried]]:
+        """Run members whose pool died again, by halves: who takes a worker down ends up alone."""
+        out: list[tuple[int, _Tried]] = []
+        half = (len(suspects) + 1) // 2
+        for part in (suspects[:half], suspects[half:]):
+            answers = [
+                (i, self._read(a)) for i, a in zip(part, self._run([rows[i] for i in part]), strict=True)
+            ]
+            again = [i for i, (_, error) in answers if isinstance(error, _DiedError) and len(part) > 1]
+            out += [(i, answer) for i, answer in answers if i not in again]
+            out += self._separate(rows, again) if again else []
+        return out
+
     def _run(self, rows: Sequence[np.ndarray]) -> list[_Answer]:
         if self._pool is None:
             return [_guarded(self._function, row) for row in rows]
         return self._pool.run(self._function, rows, self._timeout)
 
-    def _read(self, answer: _Answer) -> tuple[torch.Tensor | None, Exception | None]:
+    def _read(self, answer: _Answer) -> _Tried:
         """The member's values, or what is wrong with them; a wrong shape is an `InputError`."""
         result, error = answer
         if error is not None:
-            return None, SciddiffError(error)
+            return None, _DiedError(error) if error == _DIED else SciddiffError(error)
         try:
             return self.codomain.tensor(result, argument="function's result"), None
         except InputError as wrong:
@@ -148,6 +170,12 @@ class BlackBox(Operator):
 
 _Answer = tuple[Any, str | None]
 """What a member returned, and how it failed."""
+_Tried = tuple[torch.Tensor | None, Exception | None]
+"""Its values, or what is wrong with them."""
+
+
+class _DiedError(SciddiffError):
+    """The worker died, perhaps of another member."""
 
 
 def _guarded(function: Function, row: np.ndarray) -> _Answer:
@@ -167,15 +195,27 @@ class _Pool:
 
     def run(self, function: Function, rows: Sequence[np.ndarray], timeout: float | None) -> list[_Answer]:
         """One answer per row, in order."""
+        if not rows:
+            return []
         if self._live is None and self._make is not None:
             self._live = self._make()
+        client = _dask(self._live)
+        if client is not None:
+            # its tasks are pure by default, and a second try would be given the answer of the first
+            tasks = [client.submit(_guarded, function, row, pure=False) for row in rows]
+            return [_wait(task, timeout, client) for task in tasks]
         if not hasattr(self._live, "submit"):
             return list(self._live.map(_Guard(function), rows))
         try:
             futures = [self._live.submit(_guarded, function, row) for row in rows]
         except (BrokenExecutor, RuntimeError) as error:
+            if self._make is None:
+                raise SciddiffError(
+                    f"{type(error).__name__}: {error} To fix it: pass as executor a function that makes a "
+                    "pool, such as lambda: ProcessPoolExecutor(8); it can be called again when a pool dies."
+                ) from error
             self._abandon()
-            return [(None, f"{type(error).__name__}: {error}")] * len(rows)
+            return [(None, _DIED)] * len(rows)
         answers = [_wait(future, timeout) for future in futures]
         if any(a[1] in (_DIED, _LATE) for a in answers):
             self._abandon()
@@ -188,7 +228,7 @@ class _Pool:
         pool, self._live = self._live, None
         # a hung worker would be waited for at the end of the program
         for process in list((getattr(pool, "_processes", None) or {}).values()):
-            process.terminate()
+            process.kill()
         if hasattr(pool, "shutdown"):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -196,17 +236,40 @@ class _Pool:
 _DIED, _LATE = "the worker died", "no result in time"
 
 
-def _wait(future: Any, timeout: float | None) -> _Answer:
+def _wait(future: Any, timeout: float | None, client: Any = None) -> _Answer:
     try:
         answer: _Answer = future.result(timeout)
         return answer
     except (BrokenExecutor, CancelledError):
         return None, _DIED
     except FutureTimeoutError:
+        busy = [] if client is None else _running(client, future.key)
         future.cancel()
+        if busy:
+            # a worker without a nanny cannot be replaced, and stays busy
+            with suppress(Exception):
+                client.run(_kill, workers=busy, nanny=True)
         return None, _LATE
     except Exception as error:  # what the executor itself raises, such as a function that cannot be pickled
-        return None, f"{type(error).__name__}: {error}"
+        # Dask's word for a task whose workers died a few times
+        died = type(error).__name__ == "KilledWorker"
+        return None, _DIED if died else f"{type(error).__name__}: {error}"
+
+
+def _dask(executor: Any) -> Any:
+    """The Dask client that an executor stands for, None for others."""
+    client = getattr(executor, "_client", executor)
+    return client if hasattr(client, "restart_workers") else None
+
+
+def _kill(dask_worker: Any) -> None:
+    """Run by a nanny, which starts another worker: a hung one does not answer for itself."""
+    os.kill(dask_worker.pid, signal.SIGKILL)
+
+
+def _running(client: Any, key: Any) -> list[str]:
+    """Addresses of the Dask workers that a task keeps busy."""
+    return [worker for worker, keys in client.processing().items() if key in keys]
 
 
 @dataclass(frozen=True)

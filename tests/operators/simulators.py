@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import time
 
 import numpy as np
@@ -41,4 +43,25 @@ def hangs_above_one(x: np.ndarray) -> np.ndarray:
     """Never returns for one member."""
     if x[0] > 1:
         time.sleep(600)
+    return cumulative(x)
+
+
+def segfaults_above_one(x: np.ndarray) -> np.ndarray:
+    """Reads where there is no memory, for one member."""
+    if x[0] > 1:
+        time.sleep(0.5)  # Dask's nanny gives a worker up that dies while it starts
+        ctypes.string_at(0)
+    return cumulative(x)
+
+
+def hungry_above_one(x: np.ndarray) -> np.ndarray:
+    """Asks for more memory than its process may have, for one member."""
+    if x[0] > 1:
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, limits[1]))
+        try:
+            np.ones(2**28)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
     return cumulative(x)
