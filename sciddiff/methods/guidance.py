@@ -1,9 +1,9 @@
 """Guidance by the gradient of the log-likelihood at, or around, the denoised state.
 
-All take ``v = A'^T grad log p(y | A(x0))`` and pull it back through the denoiser, ``g = C J^T v``. `DPS` and `DPSDenoiser`
-take it at ``x0 = D`` and scale it to a length that does not depend on how large the misfit is: the width of
-``p(x0 | x)`` is ignored, and the length is a temperature. `LGD` averages over a Gaussian around ``D`` in its place.
-They differ from a posterior by construction. `MMPS` is the exact rule where it applies.
+All take ``v = A'^T grad log p(y | A(x0))`` and pull it back through the denoiser, ``g = C J^T v``. `DPS` and
+`DPSDenoiser` take it at ``x0 = D`` and scale it to a length that does not depend on how large the misfit is:
+the width of ``p(x0 | x)`` is ignored, and the length is a temperature. `LGD` averages over a Gaussian around
+``D`` in its place. They differ from a posterior by construction. `MMPS` is the exact rule where it applies.
 """
 
 from __future__ import annotations
@@ -172,21 +172,26 @@ class DPSDenoiser(GuidedDenoiser):
 @final
 @dataclass(frozen=True)
 class LGD(Method):
-    """Loss-guided diffusion (Song et al. 2023, "Loss-guided diffusion models for plug-and-play controllable generation").
+    """Loss-guided diffusion by Monte Carlo, LGD-MC (Song et al. 2023, ICML).
 
-    ``D_y = D + sigma^2 C J^T grad_D log mean_j p(y | A(m + S x_j))`` with k draws ``x_j ~ N(D, V)``, for any noise and any
-    differentiable operator. As k grows it is the gradient of ``log E[p(y | A(x0))]`` over that Gaussian, which for linear
-    Gaussian problems is `PiGDM` with the same ``V``; with few draws the sum hangs on the one draw that fits
-    best, so that sharp likelihoods of many data need far more draws than there are.
+    ``D_y = D + sigma^2 C J^T grad_D log mean_j p(y | A(m + S x_j))`` with k draws ``x_j ~ N(D, V)``, for any
+    noise and any differentiable operator. As k grows it is the gradient of ``log E[p(y | A(x0))]`` over that
+    Gaussian, which for linear Gaussian problems is `PiGDM` with the same ``V``; with few draws the sum hangs
+    on the one draw that fits best, so that sharp likelihoods of many data need far more draws than there are.
+
+    Biased by construction. In the setting of `DPS` with zeta 0.5, 10 draws and 64 ancestral steps the means
+    were off by 0.36 posterior standard deviations (rms), the standard deviations 1.17 of the exact ones on
+    average, and W2 1.7 times its floor (0.26, 1.08 and 1.7 with "gaussian"); with `DPMSolver` 0.78, 1.21 and
+    3.6. With zeta None the draws left all bounds at 64 and at 256 steps.
 
     Args:
-        zeta: length of the gradient in the space of the data, in units of its rms at the truth, as for `DPSDenoiser`.
-            None leaves it as it is: the rule itself, which solvers integrate only with steps that are fine beside
-            ``R/(B Cov B^T)``; with coarser ones the draws leave all bounds.
+        zeta: length of the gradient in the space of the data, in units of its rms at the truth, as for
+            `DPSDenoiser`. None leaves it as it is: the rule itself, which solvers integrate only with steps
+            that are fine beside ``R/(B Cov B^T)``; with coarser ones the draws leave all bounds.
         k: draws of ``x0`` for each evaluation.
-        covariance: ``V``. "unit", as published, is ``Cov[z0 | z]`` of data of variance one in normalised units,
-            ``sigma^2/(1 + sigma^2) C`` for a C of variance one. "gaussian" is the corrected form, that of the Gaussian fitted
-            to the prior.
+        covariance: ``V``. "unit", as published, is ``Cov[z0 | z]`` of data of variance one in normalised
+            units, ``sigma^2/(1 + sigma^2) C`` for a C of variance one. "gaussian" is the corrected form, that
+            of the Gaussian fitted to the prior.
 
     Raises:
         InputError: on settings out of range.
@@ -249,7 +254,7 @@ class LGD(Method):
 
 
 def _averaged(run: Run, z0: torch.Tensor, cases: torch.Tensor, length: torch.Tensor | None) -> torch.Tensor:
-    """Gradient of ``log mean_j p(y | A(m + S z0_j))`` in a common shift of the clean states ``(rows, k, *shape)``.
+    """Gradient of ``log mean_j p(y | A(m + S z0_j))`` in a common shift of clean states ``(rows, k, *shape)``.
 
     With ``length``, one number per row, it has that length in the space of the data before it is pulled back.
     """

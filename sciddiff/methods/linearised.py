@@ -1,8 +1,8 @@
 """Moment matching beyond linear operators and Gaussian noise: every observation is linearised at ``D``.
 
-``D_y = D + Cov H^T (R + H Cov H^T)^-1 (y - h(D))`` with ``h(z) = E[y | A(m + S z)]``, ``H = dh/dz`` at D and ``R = Var[y | A(D)]``:
-the analysis of an extended Kalman filter, at every noise level. What noise is far from Gaussian may say for
-itself which Gaussian datum it is like (`Sited`), as `noise.Exceeds` does for events.
+``D_y = D + Cov H^T (R + H Cov H^T)^-1 (y - h(D))`` with ``h(z) = E[y | A(m + S z)]``, ``H = dh/dz`` at D and
+``R = Var[y | A(D)]``: the analysis of an extended Kalman filter, at every noise level. What noise is far from
+Gaussian may say for itself which Gaussian datum it is like (`Sited`), as `noise.Exceeds` does for events.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sciddiff.methods.pigdm import around, missing_gaussian
 from sciddiff.noise import Gaussian
 from sciddiff.operators.base import LinearOperator
 from sciddiff.posterior import Observation
+from sciddiff.solvers import Ancestral
 
 if TYPE_CHECKING:
     from sciddiff.posterior import Posterior
@@ -37,7 +38,7 @@ class Sited(Protocol):
     def site(
         self, y: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The datum less ``mean``, and its noise variance, of ``a ~ N(mean, variance)``; infinite where it says nothing."""
+        """The datum less ``mean``, and its variance, infinite if it says nothing, of ``a ~ N(mean, variance)``."""
 
 
 @final
@@ -45,15 +46,26 @@ class Sited(Protocol):
 class LocalGaussian(GuidedDenoiser):
     """`MMPS` for any differentiable operator, and for any noise with a variance.
 
-    The operator is linearised at ``D`` by automatic differentiation, and the noise stands in the solve as a Gaussian with
-    its mean and variance there. For linear operators and Gaussian noise it is `MMPS`. An event (`noise.Exceeds`) is
-    instead the Gaussian datum that moves the mean of ``A(x)`` as the probability ``Phi`` of the event does (Finzi et al.
-    2023, arXiv 2306.07526): exact for one event, linear in the state, of a Gaussian prior, with or without
-    Gaussian data beside it; of many events each is matched as if it were alone.
+    The operator is linearised at ``D`` by automatic differentiation, and the noise stands in the solve as a
+    Gaussian with its mean and variance there. For linear operators and Gaussian noise it is `MMPS`. An event
+    (`noise.Exceeds`) is instead the Gaussian datum that moves the mean of ``A(x)`` as the probability ``Phi``
+    of the event does (Finzi et al. 2023, arXiv 2306.07526): exact for one event, linear in the state, of a
+    Gaussian prior, with or without Gaussian data beside it; of many events each is matched as if it were
+    alone.
+
+    Where the operator or the noise is bent it is biased by construction, and stochastic solvers, which forget
+    the errors of high noise levels, are far closer than those of the ODE: ``Ancestral(steps=256)`` is the
+    default there. On four values of variance one, each seen alone with exact posteriors by quadrature, the
+    means were off by 0.1 to 0.3 posterior standard deviations and the standard deviations 0.9 to 1.05 of the
+    exact ones for exp and quadratic operators with Gaussian or Poisson noise, but for a count of 5 at an
+    exposure of 30 (0.5 and 1.09) and data on the fold of the quadratic (0.26 and 0.86); with `DPMSolver` up
+    to 1.4 and 0.6 to 1.4. Noise of heavy tails keeps its variance and loses its tails: at an outlier of 10
+    scales the means were off by 0.2 and the standard deviations 0.57 (Student's t of 4 degrees of freedom)
+    and 0.67 (Laplace) of the exact ones, elsewhere 0.95 to 1.13.
 
     Args:
-        covariance: what stands for ``Cov[z0 | z]``: "exact", "guarded", "gaussian" or "unit", as in `MMPS`; None takes the
-            prior's best.
+        covariance: what stands for ``Cov[z0 | z]``: "exact", "guarded", "gaussian" or "unit", as in `MMPS`;
+            None takes the prior's best.
         rtol: relative residual of the Krylov solves, in the norm of ``R^-1``.
         max_iterations: most iterations of a Krylov solve.
 
@@ -67,16 +79,21 @@ class LocalGaussian(GuidedDenoiser):
         >>> space = sd.Space({"x": 3})
         >>> prior = sd.GaussianPrior(space, sd.covariance.white((3,)))
         >>> rate = sd.operators.from_torch(torch.exp, space, space)
-        >>> prior.given([2.0, 0.0, 1.0], rate, sd.noise.Poisson()).sample(4, LocalGaussian(), seed=0)["u"].shape
+        >>> counted = prior.given([2.0, 0.0, 1.0], rate, sd.noise.Poisson())
+        >>> counted.sample(4, LocalGaussian(), seed=0)["u"].shape
         (4, 3)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"differentiable"})
     reference: ClassVar[str] = (
-        "@inproceedings{rozet2024learning, title={Learning Diffusion Priors from Observations by Expectation Maximization}, "
-        "author={Rozet, Fran{\\c{c}}ois and Andry, G{\\'e}r{\\^o}me and Lanusse, Fran{\\c{c}}ois and Louppe, Gilles}, booktitle={NeurIPS}, year={2024}}\n"
-        "@inproceedings{finzi2023user, title={User-defined Event Sampling and Uncertainty Quantification in Diffusion Models "
-        "for Physical Dynamical Systems}, author={Finzi, Marc Anton and Boral, Anudhyan and Wilson, Andrew Gordon and "
+        "@inproceedings{rozet2024learning, "
+        "title={Learning Diffusion Priors from Observations by Expectation Maximization}, "
+        "author={Rozet, Fran{\\c{c}}ois and Andry, G{\\'e}r{\\^o}me and Lanusse, Fran{\\c{c}}ois and "
+        "Louppe, Gilles}, booktitle={NeurIPS}, year={2024}}\n"
+        "@inproceedings{finzi2023user, "
+        "title={User-defined Event Sampling and Uncertainty Quantification in Diffusion Models for "
+        "Physical Dynamical Systems}, "
+        "author={Finzi, Marc Anton and Boral, Anudhyan and Wilson, Andrew Gordon and "
         "Sha, Fei and Zepeda-N{\\'u}{\\~n}ez, Leonardo}, booktitle={ICML}, year={2023}}"
     )
     covariance: str | None = None
@@ -102,13 +119,19 @@ class LocalGaussian(GuidedDenoiser):
         reason = super().misfit(posterior) or missing_gaussian(self.choice(posterior), posterior)
         return reason or _wild(posterior)
 
+    def draw(self, run: Run) -> torch.Tensor:
+        """Integrate the guided denoiser, by stochastic steps where it is bent: they forget old errors."""
+        if run.solver is None and not all(_straight(o) for o in run.posterior.observations):
+            run.solver = Ancestral(steps=256)
+        return super().draw(run)
+
     def guide(self, run: Run) -> Guided:
         """The guided denoiser."""
         choice = self.choice(run.posterior)
         run.notes["denoising_covariance"] = choice
 
         def guided(z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
-            d, covariance = moments(run, choice, z, sigma)
+            d, covariance = _moments(run, choice, z, sigma)
             seen = Linearised(self, run, d, sigma, cases, covariance, guard=choice == "guarded")
             return d + covariance(seen.pull(seen.weights()))
 
@@ -118,13 +141,17 @@ class LocalGaussian(GuidedDenoiser):
 @final
 @dataclass(frozen=True)
 class TMPD(GuidedDenoiser):
-    """Tweedie moment projection (Boys et al. 2023, arXiv 2310.06721): the covariance in the solve is made diagonal.
+    """Tweedie moment projection (Boys et al. 2023, arXiv 2310.06721): a diagonal covariance in the solve.
 
-    ``D_y = D + sigma^2 C J^T H^T (R + H diag(t) H^T)^-1 (y - h(D))`` with ``t = sigma^2 C J^T 1``, the row sums of
-    ``Cov[z0 | z]``, and the observation linearised as by `LocalGaussian`: two VJPs a step, whatever the number of data. Exact where the covariance is diagonal. Row sums are not
-    variances, and where values are correlated they are too large. Where they are negative, as for a prior whose values
-    compensate one another, 0 stands in their place, since a system must be positive; the result records which
-    share of them was, as ``negative_row_sums``.
+    ``D_y = D + sigma^2 C J^T H^T (R + H diag(t) H^T)^-1 (y - h(D))`` with ``t = sigma^2 C J^T 1``, the row
+    sums of ``Cov[z0 | z]``, and the observation linearised as by `LocalGaussian`: two VJPs a step, whatever
+    the number of data. Exact where the covariance is diagonal. Row sums are not variances, and where values
+    are correlated they are too large: on a linear Gaussian series (64 times, 16 observed with sd 0.1 of the
+    prior's) with the exact denoiser the means were off by 1.4 posterior standard deviations (rms), the
+    standard deviations 1.57 of the exact ones on average and the Gaussian W2 distance to the posterior 6.6
+    times its floor with `DPMSolver`; 0.74, 1.20 and 4.5 with ``Ancestral(steps=256)``. Where they are
+    negative, as for a prior whose values compensate one another, 0 stands in their place, since a system must
+    be positive; the result records which share of them was, as ``negative_row_sums``.
 
     Args:
         rtol: relative residual of CG.
@@ -142,8 +169,8 @@ class TMPD(GuidedDenoiser):
     needs: ClassVar[frozenset[str]] = frozenset({"differentiable"})
     reference: ClassVar[str] = (
         "@article{boys2023tweedie, title={Tweedie Moment Projected Diffusions For Inverse Problems}, "
-        "author={Boys, Benjamin and Girolami, Mark and Pidstrigach, Jakiw and Reich, Sebastian and Mosca, Alan and "
-        "Akyildiz, O. Deniz}, journal={arXiv:2310.06721}, year={2023}}"
+        "author={Boys, Benjamin and Girolami, Mark and Pidstrigach, Jakiw and Reich, Sebastian and "
+        "Mosca, Alan and Akyildiz, O. Deniz}, journal={arXiv:2310.06721}, year={2023}}"
     )
     rtol: float = 1e-6
     max_iterations: int = 500
@@ -171,7 +198,7 @@ class TMPD(GuidedDenoiser):
         return guided
 
 
-def moments(run: Run, choice: str, z: torch.Tensor, sigma: float) -> tuple[torch.Tensor, Product]:
+def _moments(run: Run, choice: str, z: torch.Tensor, sigma: float) -> tuple[torch.Tensor, Product]:
     """``D(z)`` and the action of a choice of ``Cov[z0 | z]``."""
     if choice == "guarded":
         return _symmetric(run, z, sigma)
@@ -182,7 +209,7 @@ def moments(run: Run, choice: str, z: torch.Tensor, sigma: float) -> tuple[torch
 
 @final
 class Linearised:
-    """All observations at ``D``, one behind the other: ``r = H (z0 - D) + N(0, R)``; values are ``(rows, size)``."""
+    """All observations at ``D``, ``r = H (z0 - D) + N(0, R)``, one behind the other: ``(rows, size)``."""
 
     def __init__(
         self,
@@ -221,13 +248,13 @@ class Linearised:
         return self.scale * torch.stack([part.pull(values) for part, values in parts]).sum(0)
 
     def weights(self) -> torch.Tensor:
-        """``(R + H Cov H^T)^-1 r`` on what was seen, with the Gaussian data that events are like in their place."""
+        """``(R + H Cov H^T)^-1 r`` on what was seen, with Gaussian data in the place of events."""
         if any(part.sited for part in self.parts):
             self.place()
         return self.solve(self.residual, self.seen)
 
     def place(self) -> None:
-        """Put the Gaussian data that events are like, by the law of ``A(x)`` given z and all that are no events."""
+        """Put Gaussian data in the place of events, by the law of ``A(x)`` given z and all other data."""
         event = torch.cat([torch.full((part.size,), part.sited) for part in self.parts]).to(self.seen.device)
         data = self.seen & ~event
         v = self.solve(self.residual, data)
@@ -266,9 +293,9 @@ class Linearised:
         worst = float(found.residual.max())
         if not self.guard and not worst <= self.method.rtol:
             raise ConvergenceError(
-                f"{type(self.method).__name__}: after {found.iterations} CG iterations the relative residual is {worst:.2g}, above "
-                f"rtol = {self.method.rtol:g}. Raise max_iterations or rtol, or use float64; on a learned prior use "
-                "covariance='gaussian' or 'guarded'."
+                f"{type(self.method).__name__}: after {found.iterations} CG iterations the relative residual is "
+                f"{worst:.2g}, above rtol = {self.method.rtol:g}. Raise max_iterations or rtol, or use float64; on "
+                "a learned prior use LocalGaussian with covariance='gaussian' or 'guarded'."
             )
         return found.x
 
@@ -280,7 +307,7 @@ class Linearised:
 
 @final
 class _Part:
-    """One observation at physical states ``x``: ``r = H (x0 - x) + N(0, R)``, flattened to ``(rows, size)``."""
+    """One observation at physical states ``x``, ``r = H (x0 - x) + N(0, R)``, flattened to ``(rows, size)``."""
 
     def __init__(self, o: Observation, x: torch.Tensor, sigma: float, cases: torch.Tensor) -> None:
         self.o, self.rows, self.shape, self.size = (
@@ -296,7 +323,7 @@ class _Part:
             self.out = o.operator.apply(self.x)
         if not self.straight:
             with torch.enable_grad():
-                # J w is the derivative of J^T u in u, so that reverse mode is all that an operator has to support
+                # J w is the derivative of J^T u in u: reverse mode is all that an operator has to support
                 self.u = torch.zeros_like(self.out, requires_grad=True)
                 (self.pulled,) = torch.autograd.grad(self.out, self.x, self.u, create_graph=True)
         self.mean = self.out.detach()
@@ -322,8 +349,8 @@ class _Part:
         if bool(bad.any()):
             raise DivergenceError(
                 f"At sigma {sigma:.3g} {law!r} has no positive variance at {int(bad.sum())} of {bad.numel()} "
-                f"values of A(x), such as {float(self.mean[bad][0]):.3g}. Let the operator stay inside the noise's "
-                "range, as by ending in exp or softplus."
+                f"values of A(x), such as {float(self.mean[bad][0]):.3g}. Let the operator stay inside the "
+                "noise's range, as by ending in exp or softplus."
             )
         self.variance = torch.where(self.seen, variance, 1.0)
 
@@ -358,6 +385,11 @@ class _Part:
         assert isinstance(self.o.noise, Gaussian)
         covariance = self.o.noise.covariance(self.shape)
         return (covariance.solve if inverse else covariance.apply)(v.reshape(-1, *self.shape)).flatten(1)
+
+
+def _straight(o: Observation) -> bool:
+    """Whether an observation is linear, with noise that is Gaussian or says what it is like."""
+    return isinstance(o.operator, LinearOperator) and (o.noise.gaussian or isinstance(o.noise, Sited))
 
 
 def _wild(posterior: Posterior) -> str | None:

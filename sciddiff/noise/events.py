@@ -18,9 +18,9 @@ __all__ = ["Exceeds"]
 class Exceeds(Pointwise):
     """Whether ``A(x) + N(0, sd^2)`` exceeded a threshold: ``y`` is 1 where it did, and 0 where it did not.
 
-    To condition on an event ``A(x) > threshold``, such as a heat wave, take ``y = 1`` and an sd that is small beside the
-    spread of ``A(x)``. Exact events would be sd = 0, whose log-likelihood has no gradient; `methods.LocalGaussian`
-    needs none, and takes any sd.
+    To condition on an event ``A(x) > threshold``, such as a heat wave, take ``y = 1`` and an sd that is small
+    beside the spread of ``A(x)``. Exact events would be sd = 0, whose log-likelihood has no gradient;
+    `methods.LocalGaussian` needs none, and takes any sd.
 
     Args:
         threshold: in the units of ``A(x)``: a number, or an array of the codomain's shape.
@@ -81,9 +81,9 @@ class Exceeds(Pointwise):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The Gaussian observation of ``a ~ N(mean, variance)`` that moves its moments as the event does.
 
-        With ``s^2 = variance + sd^2``, ``u = +-(mean - threshold)/s``, ``l = phi(u)/Phi(u)`` and ``q = l (l + u)``, the
-        gradient of ``log P(y)`` in the mean is ``+-l/s`` and its curvature ``-q/s^2``: those of a Gaussian datum
-        ``mean +- s l/q`` of variance ``s^2/q - variance``.
+        With ``s^2 = variance + sd^2``, ``u = +-(mean - threshold)/s``, ``l = phi(u)/Phi(u)`` and
+        ``q = l (l + u)``, the gradient of ``log P(y)`` in the mean is ``+-l/s`` and its curvature ``-q/s^2``:
+        those of a Gaussian datum ``mean +- s l/q`` of variance ``s^2/q - variance``.
 
         Returns:
             The datum less ``mean``, and its variance: infinite where the event is sure, and says nothing.
