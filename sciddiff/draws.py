@@ -29,16 +29,17 @@ _IMAGINARY = "__imag"
 _ENCODING = {"zlib": True, "complevel": 1}
 # share of results with exact draws that may be reported by mistake: half of it as fitting too well, half too badly
 _FALSE_ALARMS = 2e-4
+_ANCESTORS = 0.05
 
 
 class DiagnosisWarning(UserWarning):
     """Something about the draws looks wrong; the message says what."""
 
 
-def diagnose(posterior: Posterior, x: torch.Tensor) -> str:
+def diagnose(posterior: Posterior, x: torch.Tensor, attrs: Mapping[str, Any] | None = None) -> str:
     """Say in one line what looks wrong with posterior draws, or "ok".
 
-    Checked are: non-finite values; draws that are all alike; a spread beyond twice the prior's; values more than
+    Checked are: non-finite values; draws that are all alike, or of too few ancestors where particles were resampled; a spread beyond twice the prior's; values more than
     12 prior standard deviations out; and the fit, as ``log p(y | x)`` of the draws against ``log p(y' | x)``
     of data ``y'`` replicated from them. Under an exact posterior ``(x, y)`` and ``(x, y')`` have the
     same law (Rubin 1984, "Bayesianly justifiable and relevant frequency calculations for the applied
@@ -50,8 +51,10 @@ def diagnose(posterior: Posterior, x: torch.Tensor) -> str:
     Args:
         posterior: where the draws come from.
         x: physical states ``(n * cases, *space.shape)``, the case running fastest.
+        attrs: what the method recorded of its work.
     """
-    found = [line for line in (_values(posterior, x), _spread(posterior, x)) if line]
+    lines = (_values(posterior, x), _spread(posterior, x), _ancestors(attrs or {}))
+    found = [line for line in lines if line]
     if not found:
         found = [line for o in posterior.observations if (line := _fit(posterior, o, x))]
     return "; ".join(found) or "ok"
@@ -88,6 +91,13 @@ def _spread(posterior: Posterior, x: torch.Tensor) -> str | None:
     # a few draws of one value may spread so far by chance
     limit = math.sqrt(float(chdtri(n - 1, _FALSE_ALARMS / posterior.cases)) / (n - 1))
     return f"the draws spread {rms:.1f} times as wide as the prior" if rms > max(2.0, limit) else None
+
+
+def _ancestors(attrs: Mapping[str, Any]) -> str | None:
+    share = attrs.get("unique_ancestors", 1.0)
+    if share >= _ANCESTORS:
+        return None
+    return f"only {share:.1%} of the draws have an ancestor of their own: take more particles or more steps"
 
 
 def _fit(posterior: Posterior, o: Observation, x: torch.Tensor) -> str | None:

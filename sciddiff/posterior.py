@@ -405,7 +405,7 @@ def label(posterior: Posterior, x: torch.Tensor, n: int, attrs: dict[str, Any]) 
         out = space.dataset(
             x.reshape(n, count, *space.shape), ["sample", name], None if labels is None else {name: labels}
         )
-    out.attrs.update({**attrs, "diagnosis": diagnose(posterior, x)})
+    out.attrs.update({**attrs, "diagnosis": diagnose(posterior, x, attrs)})
     report(out.attrs["diagnosis"])
     return out
 

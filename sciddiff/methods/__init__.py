@@ -12,6 +12,7 @@ from sciddiff.methods.kalman import EKI, EnsembleKalman, TemperedEKI
 from sciddiff.methods.linearised import TMPD, LocalGaussian
 from sciddiff.methods.mixture_vi import MixtureVI
 from sciddiff.methods.mmps import MMPS
+from sciddiff.methods.particles import TDS, MCGDiff, Particles
 from sciddiff.methods.pigdm import PiGDM
 from sciddiff.methods.reddiff import REDDiff
 from sciddiff.methods.splitting import DAPS, DPnP, PnPDM
@@ -30,6 +31,7 @@ __all__ = [
     "LGD",
     "METHODS",
     "MMPS",
+    "TDS",
     "TMPD",
     "DPSDenoiser",
     "DPnP",
@@ -41,8 +43,10 @@ __all__ = [
     "KalmanDiffusion",
     "LocalGaussian",
     "Localised",
+    "MCGDiff",
     "Method",
     "MixtureVI",
+    "Particles",
     "Perturbed",
     "PiGDM",
     "PnPDM",
