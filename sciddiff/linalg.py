@@ -142,7 +142,7 @@ def lanczos_root(
 
     Example:
         >>> lanczos_root(lambda v: 4 * v, torch.ones(1, 3), rtol=1e-6, max_iterations=5).x
-        tensor([[2., 2., 2.]])
+        tensor([[2.0000, 2.0000, 2.0000]])
     """
     length, v, dual = _unit(b, b if metric is None else metric(b))
     active, tiny = length > 0, 100 * torch.finfo(b.dtype).eps

@@ -172,7 +172,15 @@ def test_a_prior_without_a_fitted_gaussian_is_refused_where_one_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    "change", [{"covariance": "full"}, {"rtol": 0.0}, {"rtol": 2.0}, {"max_iterations": 0}, {"gamma": 0.0}]
+    "change",
+    [
+        {"covariance": "full"},
+        {"rtol": 0.0},
+        {"rtol": 2.0},
+        {"draw_rtol": 0.0},
+        {"max_iterations": 0},
+        {"gamma": 0.0},
+    ],
 )
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(InputError):
