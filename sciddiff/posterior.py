@@ -17,6 +17,7 @@ from sciddiff.noise import Gaussian, Noise
 from sciddiff.operators.base import LinearOperator, Operator
 from sciddiff.priors.base import Prior
 from sciddiff.random import Streams, check_seed
+from sciddiff.spaces import Space
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -283,6 +284,44 @@ class Posterior:
             )
         seen = Observation(values if mask is None else torch.where(mask, values, 0.0), mask, operator, noise)
         return Posterior(self.prior, (*self.observations, seen), batch)
+
+    def satisfying(self, residual: Callable[[torch.Tensor], torch.Tensor], sd: Any) -> Posterior:
+        """Condition on an equation as well: ``residual(x) = 0`` up to Gaussian errors, as an observation of zeros.
+
+        Args:
+            residual: a torch function of physical states ``(rows, *shape)``, row by row, of any shape.
+            sd: how far from 0 the residual may be: a number, or one for each value of the residual.
+
+        Raises:
+            InputError: as `operators.from_torch` and `given` do.
+
+        Example:
+            >>> import sciddiff as sd
+            >>> space = sd.Space({"x": 4})
+            >>> seen = sd.GaussianPrior(space, sd.covariance.white((4,))).given(
+            ...     [1.0], sd.operators.Points.at_indices(space, [[0]]), sd.noise.Gaussian(0.1)
+            ... )
+            >>> seen.satisfying(lambda x: x.diff(dim=1), sd=0.01)
+            Posterior(GaussianPrior on Space(u on (x: 4)) given 1 value by Points with Gaussian(0.1) and 3 values by Torch with Gaussian(0.01))
+        """
+        from sciddiff.operators import from_torch
+
+        prior = self.prior
+        zero = torch.zeros((2, *prior.space.shape), dtype=prior.dtype, device=prior.device)
+        with torch.no_grad():
+            out = residual(prior.normalisation.physical(zero)) if callable(residual) else residual
+        if not callable(residual) or not isinstance(out, torch.Tensor) or out.shape[:1] != zero.shape[:1]:
+            raise InputError(
+                "residual",
+                expected="a torch function of states (rows, *shape) with one row for each",
+                got=type(out).__name__,
+                fix="return a tensor, such as x.diff(dim=1)",
+            )
+        shape = tuple(out.shape[1:])
+        codomain = Space({f"equation_{i}": n for i, n in enumerate(shape)} or {"equation": 1}, "residual")
+        operator = from_torch(lambda x: residual(x).reshape(len(x), *codomain.shape), prior.space, codomain)
+        y = torch.zeros((*([] if self.batch is None else [self.cases]), *codomain.shape), dtype=torch.float64)
+        return self.given(y, operator, Gaussian(sd), batch_dim=self.batch and self.batch[0])
 
     def log_likelihood(self, x: torch.Tensor, cases: torch.Tensor | None = None) -> torch.Tensor:
         """``sum_i log p(y_i | A_i(x))`` of physical states ``(rows, *shape)``, one number per row.

@@ -263,3 +263,33 @@ def test_what_has_no_variance_no_gradient_or_no_fitted_gaussian_is_refused():
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(InputError):
         bad()
+
+
+def test_an_equation_counts_as_an_observation_of_zeros():
+    """A linear residual beside data: the exact posterior by dense algebra is met by the law of the draws."""
+    slope = torch.tensor([[-1.0, 1.0, 0.0, 0.0], [0.0, -1.0, 1.0, 0.0]], dtype=torch.float64)
+    prior = gaussian(sd.covariance.dense(ROOT @ ROOT.T + 0.1 * np.eye(D)), "dense")
+    seen = prior.given(Y[0], LINEAR, NOISE)
+    posterior = seen.satisfying(lambda x: x.diff(dim=1)[:, :2], sd=[0.3, 0.5])
+    z, _ = states(prior, 0.7)
+    method, none = LocalGaussian(rtol=1e-13), torch.zeros(4, dtype=torch.long)
+    whole = sd.operators.Matrix(SPACE, sd.Space({"j": 5}, "y"), torch.cat([MATRIX, slope]))
+    r = torch.block_diag(R, torch.diag(torch.tensor([0.09, 0.25], dtype=torch.float64)))
+    y = np.concatenate([Y[0], np.zeros(2)])
+    exact = prior.given(y, whole, sd.noise.Gaussian(covariance=sd.covariance.dense(r)))
+    close(guided(posterior, method, z, 0.7, none), guided(exact, MMPS(), z, 0.7, none))
+
+
+def test_an_equation_holds_for_every_case_and_in_any_shape():
+    prior = gaussian(sd.covariance.white((D,)))
+    many = given(prior)
+    posterior = many.satisfying(lambda x: x[:, 0] - x[:, 1] ** 2, sd=0.01)
+    assert posterior.cases == 2 and posterior.observations[1].operator.codomain.size == 1
+    x = posterior.sample(4, method=LocalGaussian(), seed=0)["x"].values
+    assert np.abs(x[..., 0] - x[..., 1] ** 2).max() < 0.1
+
+
+def test_an_equation_that_is_no_torch_function_of_rows_is_refused():
+    for bad in (0.0, lambda x: x.sum(), lambda x: x.numpy()):
+        with pytest.raises(InputError, match="residual"):
+            given(gaussian(sd.covariance.white((D,)))).satisfying(bad, sd=0.1)
