@@ -9,10 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import sciddiff as sd
 from sciddiff.diagnostics import gaussian_w2
 from sciddiff.methods import LGD, MMPS, TMPD, LocalGaussian, PiGDM
+from sciddiff.noise import Gaussian, Laplace, Poisson, StudentT
 from sciddiff.solvers import Ancestral, DPMSolver
 from sciddiff.testing import check_method
 
@@ -97,3 +99,47 @@ def test_a_local_gaussian_is_at_the_floor_of_the_same_test(ornstein_uhlenbeck, c
     off, spread, least, far = figures(ornstein_uhlenbeck, calibration, LocalGaussian(), DPMSolver(steps=32))
     assert off < 4 / np.sqrt(N) and abs(spread - 1) < 0.05
     assert least > 1 - 4 / np.sqrt(2 * N) and far < 1.2
+
+
+def single(bend, noise, y) -> tuple[sd.Posterior, np.ndarray, np.ndarray]:
+    """Four values of variance one, each seen alone, with their exact posterior means and sds by quadrature."""
+    space = sd.Space({"i": 4})
+    operator = sd.operators.from_torch(bend, space, space)
+    posterior = sd.GaussianPrior(space, sd.covariance.white((4,))).given(y, operator, noise)
+    grid = torch.linspace(-8, 8, 40_001, dtype=torch.float64)[:, None]
+    seen = posterior.observations[0].y
+    log = torch.stack([noise.log_prob(seen[:, i : i + 1], bend(grid)) for i in range(4)], 1).numpy()
+    log = log + stats.norm.logpdf(grid.numpy())
+    weight = np.exp(log - log.max(0))
+    weight /= weight.sum(0)
+    mean = (weight * grid.numpy()).sum(0)
+    return posterior, mean, np.sqrt((weight * (grid.numpy() - mean) ** 2).sum(0))
+
+
+SINGLE = {
+    "counts": (torch.exp, Poisson(3.0), [0.0, 1.0, 6.0, 20.0], [0.23, 0.16, 0.18, 0.31], [1.01, 1.05, 0.97, 0.94]),
+    "many counts": (torch.exp, Poisson(30.0), [5.0, 20.0, 60.0, 150.0], [0.48, 0.21, 0.20, 0.15], [1.09, 1.05, 1.00, 0.99]),
+    "a quadratic": (
+        lambda x: x + 0.3 * x**2, Gaussian(0.3), [-0.5, 0.0, 1.5, 4.0], [0.26, 0.13, 0.12, 0.09], [0.86, 0.89, 0.94, 0.98],
+    ),
+    "exp": (torch.exp, Gaussian(0.2), [0.3, 1.0, 3.0, 6.0], [0.28, 0.18, 0.18, 0.08], [0.93, 1.02, 0.98, 0.97]),
+    "Laplace": (lambda x: 1.0 * x, Laplace(0.3), [0.0, 0.5, 1.5, 3.0], [0.0, -0.02, -0.03, 0.19], [1.06, 1.09, 0.96, 0.67]),
+    "Student": (
+        lambda x: 1.0 * x, StudentT(4, 0.3), [0.0, 0.5, 1.5, 3.0], [0.0, -0.03, -0.06, 0.20], [1.09, 1.13, 0.99, 0.57],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(SINGLE))
+def test_a_local_gaussian_is_off_by_what_was_measured_where_it_is_bent(kind):
+    bend, noise, y, off, spread = SINGLE[kind]
+    n, (posterior, mean, scale) = 1000, single(bend, noise, y)
+    draws = posterior.sample(n, method=LocalGaussian(), seed=1)
+    assert draws.attrs["solver"].startswith("Ancestral")
+    x = posterior.prior.space.tensor(draws, batch_dim="sample").numpy()
+    # the figures were taken of 2000 other draws; four standard errors of both, and rounding
+    error = 4 * np.sqrt(1 / n + 1 / 2000)
+    assert np.abs((x.mean(0) - mean) / scale - off).max() < 1.1 * error + 0.005
+    # the kurtosis of these posteriors is below 6, so that the variance of a relative sd is below 5/4n
+    assert np.abs(x.std(0) / scale - spread).max() < np.sqrt(5 / 4) * error + 0.005
