@@ -226,6 +226,15 @@ class Target:
         """``F^+ z``, ``(rows, k)``."""
         return self.factor.sqrt_adjoint(self.factor.solve(z)).flatten(1).double()
 
+    def state(self, u: torch.Tensor) -> torch.Tensor:
+        """``F u``, ``(rows, *shape)``."""
+        return self.factor.sqrt(u.reshape(-1, *self.factor.white_shape).to(self.run.prior.dtype))
+
+    def excess(self, u: torch.Tensor) -> torch.Tensor:
+        """The gradient of `log_density`."""
+        inside = u if self.factor.rank == self.size else self._rows(u, self.whitened)
+        return inside - self.gradient(u)
+
     def log_density(self, u: torch.Tensor) -> torch.Tensor:
         """``log p(y, F u) - log N(F u; 0, F F^T)`` at whitened points, ``(rows,)``; p is the smoothed prior."""
         return self._rows(u, self._log_ratio)
