@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sciddiff.methods.analysis import Localised, Perturbed, SquareRoot, Tapered
+from sciddiff.methods.annealed import CMCD
 from sciddiff.methods.base import GuidedDenoiser, Method
 from sciddiff.methods.enkg import EnKG, KalmanDiffusion
 from sciddiff.methods.guidance import DPS, LGD, DPSDenoiser
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sciddiff.posterior import Posterior
 
 __all__ = [
+    "CMCD",
     "DAPS",
     "DDNM",
     "DDRM",
