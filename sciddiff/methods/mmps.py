@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MMPS"]
 
+Action = Callable[[torch.Tensor], torch.Tensor]
+
 _FORM_LIMIT = 2**27
 # so many data are solved for by a VJP each and a factorisation; CG takes about as many, and is not exact
 _FEW = 8
-Action = Callable[[torch.Tensor], torch.Tensor]
-
 # draws of N(0, Cov) are held to no less than this share of the noise's variance, which hides what is smaller
 _SMALL = 1e-3
 _CHOICES = ("exact", "guarded", "gaussian", "unit", "scalar")
@@ -46,7 +46,7 @@ class MMPS(GuidedDenoiser):
 
             - "exact": ``sigma^2 J C``, for exact priors. Where it does not depend on z, ``R + B Cov B^T`` is formed
               and factored once per sigma; else formed by a VJP a datum up to 8 data, and CG on VJPs beyond, to ``rtol``
-              or `ConvergenceError`. The solver `Moments`, its default, draws from it by Lanczos, at some 5 to 30
+              or `ConvergenceError`. The solver `Moments`, its default, draws from it by Lanczos, at some 2 to 30
               VJPs a step.
             - "guarded": the same, symmetrised, for networks; CG stops at negative curvature. Two VJPs an iteration.
               Experimental: a guard against divergence, not against inaccuracy.
