@@ -62,6 +62,27 @@ def test_the_variance_of_the_weights_falls_as_the_number_of_bridges_rises():
     assert 0.25 / 1.6 < long / short < 0.25 * 1.6
 
 
+def test_the_ends_of_long_paths_without_control_are_the_posterior_before_any_weights():
+    posterior, _ = two_data()
+    a, cov = np.array([[1.0, 0.5], [0.3, -1.0]]), np.array([[1.0, 0.6], [0.6, 2.0]])
+    gain = cov @ a.T @ np.linalg.inv(a @ cov @ a.T + 0.49 * np.eye(2))
+    mean, root = gain @ (np.array([2.0, 0.4]) - a @ [1.0, 0.0]), np.linalg.cholesky(cov - gain @ a @ cov)
+    draws = posterior.sample(1000, CMCD(bridges=240, step=0.05, training=0, pool=1), seed=0)
+    w = np.linalg.solve(root, (draws["x"].values - [1.0, 0.0] - mean).T)
+    # at the end b still moves by 1/12 a unit of time, and a step of h widens by h/2
+    assert np.abs(w.mean(1)).max() < 0.15 + 4 / 1000**0.5
+    assert np.abs(np.cov(w) - np.eye(2)).max() < 0.15 + 4 * (2 / 1000) ** 0.5
+
+
+def test_the_drift_is_the_gradient_of_the_log_density():
+    posterior, _ = two_data(sd.covariance.diagonal([0.5, 2.0]))
+    run = Run(posterior, CMCD(), 1, seed=0, solver=None, steps=None, chunk=None, progress=False)
+    target, u = CMCD().bridge(run, 0).target, torch.tensor([[0.3, -1.2]], dtype=torch.float64)
+    h = 1e-4 * torch.eye(2, dtype=torch.float64)
+    slope = (target.log_density(u + h) - target.log_density(u - h)) / 2e-4
+    torch.testing.assert_close(target.excess(u)[0], slope, rtol=1e-5, atol=1e-6)
+
+
 def test_training_makes_the_weights_more_equal():
     posterior, evidence = two_data()
     before = log_weights(posterior, CMCD(bridges=6, training=0), 500)
