@@ -58,8 +58,9 @@ class Look:
         parts = {}
         for name in (f.name for f in fields(cls)):
             rows = [getattr(look, name) for look in looks]
-            shared = len({len(look.d) for look in looks} | {1}) > 1 and all(len(r) == 1 for r in rows)
-            parts[name] = rows[0] if shared else torch.cat(rows)
+            shared = any(len(look.d) > 1 for look in looks) and all(len(r) == 1 for r in rows)
+            # a chunk may have met all directions sooner than another; zeros stand for none
+            parts[name] = rows[0] if shared else torch.cat(_padded(rows))
         return replace(looks[0], **parts)
 
 
@@ -273,6 +274,15 @@ def tempered(run: Run, observed: Observed) -> Power:
     pulled = prior.reference.sqrt_adjoint(prior.normalisation.scale.to(pulled) * pulled)
     ratio = float(pulled.double().flatten(1).square().sum(1).mean()) / max(1, len(observed.index))
     return lambda sigma: 1 / (1 + sigma**2 / (1 + sigma**2) * ratio)
+
+
+def _padded(rows: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Filled up with zeros along the second dim to the longest."""
+    if rows[0].ndim == 1 or len({r.shape[1] for r in rows}) == 1:
+        return rows
+    most = max(r.shape[1] for r in rows)
+    fill = [r.new_zeros((len(r), most - r.shape[1], *r.shape[2:])) for r in rows]
+    return [torch.cat([r, f], 1) for r, f in zip(rows, fill, strict=True)]
 
 
 @final
