@@ -95,6 +95,14 @@ class SplitGibbs(Method):
 class PnPDM(SplitGibbs):
     """Plug-and-play diffusion models: split Gibbs sampling (Wu et al. 2024, arXiv 2405.18782, algorithm 1).
 
+    Its law is the posterior with ``R + rho_min^2 B C B^T`` in place of ``R``, as far as the chain kept up with the
+    falling rho: directions that the data fix lag by a part that falls as 1/steps.
+
+    On an Ornstein-Uhlenbeck series (64 times, 16 observed with sd 0.1 of the prior's) and the exact denoiser, 500 draws of
+    three problems had means 0.07 posterior standard deviations off (rms, 0.05 of it the draws' own), standard deviations
+    0.92 to 1.12 of the exact ones (1.03 on average) and a Gaussian W2 distance of 1.05 times its floor. With
+    rho_min = 0.3, three times the sd of the noise: 0.58, 1.00 to 3.11, and 1.9.
+
     Args:
         steps: number of pairs of steps; ``Posterior.sample(steps=...)`` goes before.
         rho_min: last coupling, in normalised units; None takes 0.3 times the smallest sd that the data alone would
@@ -136,7 +144,9 @@ class PnPDM(SplitGibbs):
 class DPnP(SplitGibbs):
     """Diffusion plug-and-play (Xu and Chi 2024, arXiv 2403.17042, algorithm 1).
 
-    As `PnPDM`, with a coupling that stays at rho_max for a fifth of the steps and falls to rho_min on the last.
+    As `PnPDM`, with a coupling that stays at rho_max for a fifth of the steps and falls to rho_min on the last. In the
+    setting of `PnPDM` the means were 0.08 posterior standard deviations off (rms), the standard deviations 0.93 to 1.12
+    of the exact ones, and W2 1.1 times its floor.
 
     Args:
         steps: number of pairs of steps; ``Posterior.sample(steps=...)`` goes before.
@@ -175,6 +185,10 @@ class DAPS(Method):
     Each step draws a clean state ``z`` from a Gaussian guess of ``p(z0 | x)`` times the likelihood, and adds fresh
     noise of the next level. The draw is in closed form for linear operators and Gaussian noise, and by Hamiltonian
     trajectories elsewhere, where the published code takes unadjusted Langevin steps of a length set by hand.
+
+    In the setting of `PnPDM` the default was at the floor of every figure. ``rule="published"`` is biased by construction:
+    with 100 steps the means were 0.20 posterior standard deviations off (rms), the standard deviations 0.94 to 1.47 of the
+    exact ones, and W2 2.7 times its floor; with 200 steps and tempering = 0.2, 0.15, 0.19 to 1.34, and 2.0.
 
     Args:
         rule: the guess of ``p(z0 | x)``. "moments": ``N(D, Cov[z0 | x])``, with the prior's own covariance where it
