@@ -8,9 +8,11 @@ import torch
 from scipy import optimize, stats
 
 import sciddiff as sd
+from sciddiff.draws import DiagnosisWarning
 from sciddiff.errors import ConvergenceError
 from sciddiff.methods import GaussianVI
 from sciddiff.methods.base import Run
+from sciddiff.testing.exact import gaussian, point_sensors, state_space
 
 
 def fit(posterior, method, case=0):
@@ -172,3 +174,31 @@ def test_with_150_values_the_default_has_the_exact_spread_and_a_smaller_rank_say
     np.testing.assert_allclose(spread, truth, rtol=5e-3)
     with pytest.raises(ConvergenceError, match="Raise rank to at least the number of data, 150"):
         fit(posterior, GaussianVI(rank=16, iterations=3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [*(lambda k=k: gaussian(k, 1) for k in ("series", "grid", "graph")), point_sensors, state_space],
+    ids=["series", "grid", "graph", "point sensors", "state space"],
+)
+def test_means_and_spreads_of_problems_of_every_kind_are_exact(make):
+    problem = make(1) if make in (point_sensors, state_space) else make()
+    posterior = problem.posterior
+    found = fit(posterior, GaussianVI())
+    unit = torch.eye(len(found.mean), dtype=torch.float64)
+    scale = torch.broadcast_to(posterior.prior.normalisation.scale, posterior.prior.space.shape).flatten()
+    centre = torch.broadcast_to(posterior.prior.normalisation.mean, posterior.prior.space.shape).flatten()
+    f = scale * found.factor.sqrt(unit.reshape(-1, *found.factor.white_shape)).flatten(1)
+    inner = found.covariance - torch.eye(len(found.covariance)).double()
+    cov = f.T @ (unit + found.basis @ inner @ found.basis.T) @ f
+    ratio = cov.diagonal().sqrt().numpy() / problem.sd
+    off = ((centre + found.mean @ f).numpy() - problem.mean) / problem.sd
+    # the law itself and not draws of it: no sampling error, but for the widening by sigma^2 C
+    assert np.abs(ratio - 1).max() < 0.01 and np.abs(off).max() < 0.01
+
+
+@pytest.mark.filterwarnings("ignore:the draws do not fit")
+def test_a_rank_that_makes_draws_too_wide_is_warned_of():
+    posterior = gaussian("series", 0).posterior
+    with pytest.warns(DiagnosisWarning, match="with rank 12 and 16 data the draws may be up to"):
+        posterior.sample(2, method=GaussianVI(rank=12), seed=0)
