@@ -73,9 +73,30 @@ class IncrementPrior(Prior):
 
     def denoise(self, z: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
         """``L d(L^-1 z)``, exactly; computed in float64."""
-        noisy, s = z.double(), level(sigma, z.double())
-        step = torch.diff(noisy, dim=-1, prepend=torch.zeros_like(noisy[..., :1]))
-        return torch.cumsum(self._increment(step, s), -1).to(z)
+        steps, s = _increments(z), level(sigma, z.double())
+        mean, slab, atom = self._parts(steps, s)
+        return torch.cumsum(mean if atom is None else torch.sigmoid(slab - atom) * mean, -1).to(z)
+
+    def log_density(self, z: torch.Tensor, sigma: float = 0.0) -> torch.Tensor:
+        """Exact log density of noisy states, one number per row.
+
+        Raises:
+            InputError: at sigma = 0, where a law with atoms has none.
+        """
+        steps = _increments(z)
+        if sigma == 0 and self.share == 1:
+            terms = -steps.abs() / self.scale - math.log(2 * self.scale)
+        elif sigma == 0:
+            raise InputError(
+                "sigma",
+                expected="a positive noise level, since increments of exactly zero have no density",
+                got=sigma,
+                fix="pass for example sigma=prior.sigma_min",
+            )
+        else:
+            _, slab, atom = self._parts(steps, torch.tensor(sigma, dtype=torch.float64))
+            terms = slab if atom is None else torch.logaddexp(slab, atom)
+        return terms.sum(1).to(z)
 
     def gaussian_covariance(self, sigma: float) -> Covariance:
         """``Cov[z0 | z]`` of the Gaussian walk of the same covariance."""
@@ -87,8 +108,13 @@ class IncrementPrior(Prior):
         size = -self.scale * torch.log1p(-(2 * u[:, 0] - 1).abs()) * (2 * u[:, 0] - 1).sign()
         return torch.cumsum(torch.where(u[:, 1] < self.share, size, 0.0), 1).to(self.device, self.dtype)
 
-    def _increment(self, v: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """``E[u | u + sigma n = v]``: a Gaussian cut at zero on each side, and the atom."""
+    def _parts(
+        self, v: torch.Tensor, sigma: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Of ``u + sigma n = v``: ``E[u | v, u not 0]``, and the log densities of v with u not 0 and with u = 0.
+
+        A Gaussian cut at zero on each side of it.
+        """
         ratio, parts, logs = sigma / self.scale, [], []
         for side in (1.0, -1.0):
             t = side * v / sigma - ratio
@@ -96,13 +122,19 @@ class IncrementPrior(Prior):
             hazard = math.sqrt(2 / math.pi) / torch.special.erfcx(-cut / math.sqrt(2))
             parts.append(side * sigma * (t + hazard))
             logs.append(torch.special.log_ndtr(cut) - side * v / self.scale)
-        slab = torch.stack(logs)
-        mean = (slab.softmax(0) * torch.stack(parts)).sum(0)
+        sides = torch.stack(logs)
+        mean = (sides.softmax(0) * torch.stack(parts)).sum(0)
+        slab = sides.logsumexp(0) + 0.5 * ratio**2 + math.log(self.share / (2 * self.scale))
         if self.share == 1:
-            return mean
-        weight = slab.logsumexp(0) + 0.5 * ratio**2 + math.log(self.share / (2 * self.scale))
+            return mean, slab, None
         atom = math.log(1 - self.share) - 0.5 * (v / sigma) ** 2 - torch.log(sigma * math.sqrt(2 * math.pi))
-        return torch.sigmoid(weight - atom) * mean
+        return mean, slab, atom
+
+
+def _increments(z: torch.Tensor) -> torch.Tensor:
+    """``L^-1 z`` in float64."""
+    z = z.double()
+    return torch.diff(z, dim=-1, prepend=torch.zeros_like(z[..., :1]))
 
 
 def increments(kind: str, seed: int) -> ExactProblem:

@@ -16,7 +16,7 @@ SHARES = {"Laplace": 1.0, "Bernoulli-Laplace": 0.2}
 
 
 def quadrature(share, v, sigma):
-    """Mean and variance of an increment seen through noise."""
+    """Mean and variance of an increment seen through noise, and the log density of what is seen."""
     b = np.sqrt(0.5 / share)
     # fine at the scale of the noise and of the kink, wide enough for both
     u = np.sort(np.concatenate([np.linspace(-30, 30, 400_001), v + sigma * np.linspace(-9, 9, 20_001)]))
@@ -26,18 +26,20 @@ def quadrature(share, v, sigma):
     density = share / (2 * b) * np.exp(log - top)
     total, first, second = (np.trapezoid(density * u**k, u) for k in range(3))
     total += np.exp(atom - top)
-    return first / total, second / total - (first / total) ** 2
+    log_density = np.log(total) + top - 0.5 * np.log(2 * np.pi * sigma**2)
+    return first / total, second / total - (first / total) ** 2, log_density
 
 
 @pytest.mark.parametrize("share", SHARES.values(), ids=SHARES)
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0, 5.0, 20.0])
-def test_the_denoiser_of_an_increment_and_its_slope_are_those_of_quadrature(share, sigma):
+def test_the_denoiser_of_an_increment_its_slope_and_its_density_are_those_of_quadrature(share, sigma):
     prior = IncrementPrior(1, share)
     for v in (-4.0, -0.3, 0.0, 0.02, 1.0, 6.0):
         z = torch.full((1, 1), v, dtype=torch.float64, requires_grad=True)
         d = prior.denoise(z, sigma)
         (slope,) = torch.autograd.grad(d.sum(), z)
-        mean, variance = quadrature(share, v, sigma)
+        mean, variance, log_density = quadrature(share, v, sigma)
+        assert prior.log_density(z.detach(), sigma).item() == pytest.approx(log_density, abs=1e-5)
         assert d.item() == pytest.approx(mean, rel=1e-5, abs=1e-7)
         assert sigma**2 * slope.item() == pytest.approx(variance, rel=1e-5, abs=1e-9)
 
@@ -115,6 +117,15 @@ def test_walks_are_known_by_their_seed():
     ) == 50
     with pytest.raises(InputError, match="pool"):
         a.draw(10**6, seed=0)
+
+
+def test_a_walk_has_a_density_without_noise_unless_it_has_atoms():
+    z = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    scale = np.sqrt(0.5)
+    wanted = stats.laplace(scale=scale).logpdf([1.0, -0.5]).sum()
+    assert IncrementPrior(2).log_density(z).item() == pytest.approx(wanted)
+    with pytest.raises(InputError, match="noise level"):
+        IncrementPrior(2, 0.5).log_density(z)
 
 
 def test_bad_arguments_are_refused():
