@@ -6,6 +6,8 @@ The figures that the docstrings quote are of an Ornstein-Uhlenbeck series of 64 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,20 @@ def test_a_local_gaussian_and_corrected_pigdm_have_the_law_of_mmps_on_every_kind
         scale = np.sqrt(np.diag(exact.cov).max())
         assert np.abs(law.mean - exact.mean).max() < 1e-6 * scale
         assert np.abs(law.cov - exact.cov).max() < 1e-6 * scale**2
+
+
+@pytest.mark.parametrize(
+    "method", [LocalGaussian(), PiGDM("gaussian"), PiGDM(), TMPD(), LGD(k=3)], ids=lambda m: type(m).__name__
+)
+def test_single_precision_gives_the_same_draws_on_every_kind_of_space(posterior, method):
+    single = sd.Posterior(
+        posterior.prior.to(dtype=torch.float32),
+        tuple(replace(o, y=o.y.float()) for o in posterior.observations),
+    )
+    a, b = (p.sample(3, method=method, steps=6, seed=0).to_array() for p in (posterior, single))
+    assert b.dtype in (np.float32, np.complex64)
+    # of the states, which in physical units may be far from 0
+    assert float(abs(a - b).max()) < 1e-3 * float(abs(a - a.mean()).max()) + 1e-6 * float(abs(a).max())
 
 
 @pytest.fixture(scope="module")

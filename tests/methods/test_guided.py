@@ -293,3 +293,18 @@ def test_an_equation_that_is_no_torch_function_of_rows_is_refused():
     for bad in (0.0, lambda x: x.sum(), lambda x: x.numpy()):
         with pytest.raises(InputError, match="residual"):
             given(gaussian(sd.covariance.white((D,)))).satisfying(bad, sd=0.1)
+
+
+def test_stochastic_steps_are_taken_unasked_only_where_the_observation_is_bent():
+    prior, count = gaussian(sd.covariance.white((D,))), [3.0, 1.0, 7.0]
+    straight = prior.given(Y[0], LINEAR, NOISE).given([1.0, 0.0, 1.0], LINEAR, sd.noise.Exceeds(0.0, sd=0.1))
+    bent = prior.given(count, RATE, sd.noise.Poisson(5.0))
+    wanted = [
+        (straight, {}, "DPMSolver(steps=32"),
+        (bent, {}, "Ancestral(steps=256"),
+        (bent, {"steps": 5}, "Ancestral(steps=5"),
+        (bent, {"solver": sd.solvers.Heun(steps=4)}, "Heun(steps=4"),
+    ]
+    for posterior, options, solver in wanted:
+        draws = posterior.sample(1, method=LocalGaussian(), seed=0, **options)
+        assert draws.attrs["solver"].startswith(solver)
