@@ -98,7 +98,7 @@ class MixtureVI(Method):
 
     Raises:
         InputError: on settings out of range.
-        ConvergenceError: if components that have not settled hold more than 1 % of the weight.
+        ConvergenceError: if components that have not settled hold more than 1 % of the weight, or densities overflow.
 
     Example:
         >>> MixtureVI(components=16).width
@@ -184,6 +184,10 @@ class MixtureVI(Method):
         basis, mean, cov = subspace[0], found.mean[kept], found.covariance[kept]
         weights, evidence = _weights(target, points, basis, mean, cov)
         loose = float(weights[~found.settled[kept]].sum())
+        if not math.isfinite(evidence):
+            raise ConvergenceError(
+                "MixtureVI: the log density is not finite at the components. Use float64, or a smaller width."
+            )
         if loose > _LOOSE:
             raise ConvergenceError(
                 f"MixtureVI: after {found.iterations} iterations components with {loose:.0%} of the weight have not settled. "

@@ -287,7 +287,7 @@ class Target:
             at = white_rows(self.run, self.case, n, self.size, "variational subspace")
             g = self._rows(at, self._likelihood)
         else:
-            g = self.gradient(at) - at
+            g = -self.excess(at)
         n = len(at)
         _, s, vh = torch.linalg.svd(g - g.mean(0), full_matrices=False)
         kept = max(1, min(rank, int((s > 1e-8 * s[0]).sum())))

@@ -117,6 +117,25 @@ def test_a_gaussian_posterior_is_one_component_with_the_exact_evidence(kind):
     assert np.abs((z**2).mean(0) - 1).max() * (500 / 2) ** 0.5 < 5
 
 
+def test_a_prior_on_fewer_dimensions_than_its_coordinates_is_exact():
+    """Particles without a centre of mass: one coordinate is none of the prior's."""
+    projector = sd.covariance.centred((7,))
+    values = torch.cat([torch.zeros(1), torch.linspace(0.5, 3.0, 6)]).double()
+    law = sd.covariance.Eigen(projector.basis, values)
+    space = sd.Space({"particle": 7})
+    prior = sd.GaussianPrior(space, law, reference=projector)
+    operator = sd.operators.Points.at_indices(space, [0, 2, 3])
+    y, a = np.array([1.0, -0.5, 0.2]), np.eye(7)[[0, 2, 3]]
+    cov = law.apply(torch.eye(7).double()).numpy()
+    gain = cov @ a.T @ np.linalg.inv(a @ cov @ a.T + 0.16 * np.eye(3))
+    draws = prior.given(y, operator, sd.noise.Gaussian(0.4)).sample(500, MixtureVI(components=3), seed=0)
+    x = draws["x"].values
+    assert np.abs(x.mean(1)).max() < 1e-12
+    z = (x - gain @ y) / np.sqrt(np.diag(cov - gain @ a @ cov))
+    assert np.abs(z.mean(0)).max() * 500**0.5 < 4.5
+    assert np.abs((z**2).mean(0) - 1).max() * (500 / 2) ** 0.5 < 4.5
+
+
 def test_every_case_has_its_own_mixture():
     posterior, weights, means, _, _ = three_modes()
     o = posterior.observations[0]
