@@ -45,6 +45,9 @@ class KalmanDiffusion(AnalysisMethod):
     steps, 0.078 in 4 and 0.086 in 1, where exact draws are off by 0.032; with 64 members by 0.20, 0.33 and 0.39.
     Standard deviations were right to 0.4 % in 16 steps at 64 members, and 8 % too small in 1.
 
+    Elsewhere one gain serves all members, which is not the posterior: on 25-mode mixtures (8 values, 2 data, 500
+    members) the sliced W1 distance was 2.9 where `EnsembleKalman` had 3.3 and exact draws 0.16.
+
     Failing members are left out as in `EnsembleKalman`. ``O(J^2 (d + m))`` a level beside the simulations,
     two a member and level but one at the first.
 

@@ -7,6 +7,7 @@ finite, takes too long or takes its worker down is tried again, alone; the other
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -58,8 +59,8 @@ def black_box(
             replace a pool that died or hung. A Dask worker in which a member hangs is restarted by its nanny.
         on_error: what to do with a member that failed twice: "raise"; "nan" gives it NaN; "drop" gives it NaN
             too, and asks methods to go on without it. `BlackBox.failures` lists them.
-        timeout: seconds to wait for a member once those before it are done; None for no limit. With Dask these
-            include the time that it takes to replace a worker that died, a few times over.
+        timeout: seconds to wait for a member once those before it are done; None for no limit. With Dask the time
+            in which no worker has it does not count.
 
     Raises:
         InputError: on an unknown ``on_error`` or an unusable executor, and, when applied, on a result of
@@ -201,9 +202,7 @@ class _Pool:
             self._live = self._make()
         client = _dask(self._live)
         if client is not None:
-            # its tasks are pure by default, and a second try would be given the answer of the first
-            tasks = [client.submit(_guarded, function, row, pure=False) for row in rows]
-            return [_wait(task, timeout, client) for task in tasks]
+            return _on_dask(client, function, rows, timeout)
         if not hasattr(self._live, "submit"):
             return list(self._live.map(_Guard(function), rows))
         try:
@@ -217,6 +216,9 @@ class _Pool:
             self._abandon()
             return [(None, _DIED)] * len(rows)
         answers = [_wait(future, timeout) for future in futures]
+        for future, (_, wrong) in zip(futures, answers, strict=True):
+            if wrong == _LATE:
+                future.cancel()
         if any(a[1] in (_DIED, _LATE) for a in answers):
             self._abandon()
         return answers
@@ -234,26 +236,56 @@ class _Pool:
 
 
 _DIED, _LATE = "the worker died", "no result in time"
+_SPARE = 120.0
+"""Seconds that a batch of members may wait for Dask to replace workers, which do not count as theirs."""
 
 
-def _wait(future: Any, timeout: float | None, client: Any = None) -> _Answer:
+def _wait(future: Any, timeout: float | None) -> _Answer:
     try:
         answer: _Answer = future.result(timeout)
         return answer
     except (BrokenExecutor, CancelledError):
         return None, _DIED
     except FutureTimeoutError:
-        busy = [] if client is None else _running(client, future.key)
-        future.cancel()
-        if busy:
-            # a worker without a nanny cannot be replaced, and stays busy
-            with suppress(Exception):
-                client.run(_kill, workers=busy, nanny=True)
         return None, _LATE
     except Exception as error:  # what the executor itself raises, such as a function that cannot be pickled
         # Dask's word for a task whose workers died a few times
         died = type(error).__name__ == "KilledWorker"
         return None, _DIED if died else f"{type(error).__name__}: {error}"
+
+
+def _on_dask(
+    client: Any, function: Function, rows: Sequence[np.ndarray], timeout: float | None
+) -> list[_Answer]:
+    """One answer per row; a worker in which a member hangs is killed, and its nanny starts another."""
+    # its tasks are pure by default, and a second try would be given the answer of the first
+    tasks = [client.submit(_guarded, function, row, pure=False) for row in rows]
+    answers: dict[int, _Answer] = {}
+    spare = _SPARE
+    for i, task in enumerate(tasks):
+        left = math.inf if timeout is None else timeout
+        while i not in answers:
+            tick = min(left, 1.0)
+            answer = _wait(task, tick)
+            if answer[1] != _LATE:
+                answers[i] = answer
+                continue
+            busy = [worker for worker, keys in client.processing().items() if task.key in keys]
+            if busy or spare <= 0:
+                left -= tick
+            else:
+                spare -= tick
+            if left <= 0:
+                answers[i] = answer
+                # what is ready lies on the workers, and would be lost with them
+                ready = [j for j in range(i + 1, len(tasks)) if tasks[j].status == "finished"]
+                answers |= {j: _wait(tasks[j], timeout) for j in ready}
+                task.cancel()
+                # a worker without a nanny cannot be replaced, and stays busy
+                with suppress(Exception):
+                    if busy:
+                        client.run(_kill, workers=busy, nanny=True)
+    return [answers[i] for i in range(len(tasks))]
 
 
 def _dask(executor: Any) -> Any:
@@ -263,13 +295,8 @@ def _dask(executor: Any) -> Any:
 
 
 def _kill(dask_worker: Any) -> None:
-    """Run by a nanny, which starts another worker: a hung one does not answer for itself."""
+    """Run by a nanny: a hung worker does not answer for itself."""
     os.kill(dask_worker.pid, signal.SIGKILL)
-
-
-def _running(client: Any, key: Any) -> list[str]:
-    """Addresses of the Dask workers that a task keeps busy."""
-    return [worker for worker, keys in client.processing().items() if key in keys]
 
 
 @dataclass(frozen=True)

@@ -279,6 +279,10 @@ def test_eki_stops_where_the_mean_prediction_fits_within_the_noise():
         misfit = np.linalg.norm((p.y - p.a @ values(draws).mean(0)) / whitened)
         assert misfit <= (1 + 1e-9) * tau * math.sqrt(len(p.y))
         seen.append(draws.attrs["analyses"])
+        if seen[-1] > 1:  # and one analysis less would not have done
+            short = EKI(ensemble=j, tau=1e-6, iterations=seen[-1] - 1, analysis=SquareRoot())
+            before = sample(p.problem.posterior, short, j)
+            assert np.linalg.norm((p.y - p.a @ before.mean(0)) / whitened) > tau * math.sqrt(len(p.y))
     assert seen[0] == 0 and seen[0] <= seen[1] < seen[2]
     once = sample(p.problem.posterior, EKI(ensemble=j, tau=1e-6, iterations=1), j)
     np.testing.assert_allclose(once, first, atol=1e-9)

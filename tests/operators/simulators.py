@@ -49,7 +49,14 @@ def hangs_above_one(x: np.ndarray) -> np.ndarray:
 def segfaults_above_one(x: np.ndarray) -> np.ndarray:
     """Reads where there is no memory, for one member."""
     if x[0] > 1:
-        time.sleep(0.5)  # Dask's nanny gives a worker up that dies while it starts
+        ctypes.string_at(0)
+    return cumulative(x)
+
+
+def segfaults_late_above_one(x: np.ndarray) -> np.ndarray:
+    """The same after a while: Dask's nanny gives a worker up that dies while it starts."""
+    if x[0] > 1:
+        time.sleep(4)
         ctypes.string_at(0)
     return cumulative(x)
 

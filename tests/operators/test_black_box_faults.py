@@ -66,15 +66,17 @@ def cluster() -> Iterator[object]:
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
         ) as made,
         distributed.Client(made) as client,
     ):
         yield client
 
 
-def survives(fault: str, executor: object, timeout: float | None) -> None:
-    function, words = FAULTS[fault]
+def survives(function, words: str, executor: object, timeout: float | None) -> None:
     operator = black_box(function, DOMAIN, CODOMAIN, executor=executor, on_error="drop", timeout=timeout)
     out = operator.apply(STATES)
     assert torch.allclose(out[OTHERS], EXPECTED[OTHERS], rtol=1e-14) and out[GUILTY].isnan().all()
@@ -87,7 +89,7 @@ def survives(fault: str, executor: object, timeout: float | None) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_processes_survive(fault, processes):
-    survives(fault, processes, timeout=1.5 if fault == "hangs" else None)
+    survives(*FAULTS[fault], processes, timeout=1.5 if fault == "hangs" else None)
 
 
 @pytest.mark.slow
@@ -96,7 +98,8 @@ def test_processes_survive(fault, processes):
 @pytest.mark.parametrize("kind", ["client", "executor"])
 def test_dask_survives(fault, kind, cluster):
     executor = cluster if kind == "client" else cluster.get_executor()
-    survives(fault, executor, timeout=8.0 if fault == "hangs" else 240.0)
+    late = {"segfault": (simulators.segfaults_late_above_one, "the worker died")}
+    survives(*{**FAULTS, **late}[fault], executor, timeout=20.0 if fault == "hangs" else 60.0)
 
 
 @pytest.mark.slow
