@@ -156,8 +156,9 @@ class HamiltonianStep:
     spaces", section 3): its stiffness costs nothing. The kicks change ``v^T Cov^+ v / 2`` by ``h/2 g^T v +
     h^2/8 g^T Cov g``, so that no inverse of ``Cov`` is needed.
 
-    The step is ``h = min(1.5, 2 m^-1/4) (1 + lambda)^-1/2`` with ``lambda`` the largest curvature of the likelihood
-    in the metric of ``Cov`` and m the number of data, times a random factor between 1/4 and 1 for every trajectory.
+    The step is ``h = min(1.5, 2 m^-1/4) (1 + lambda)^-1/2`` with ``lambda`` the largest curvature of the
+    likelihood in the metric of ``Cov`` and m the number of data, times a random factor between 1/4 and 1 for
+    every trajectory.
     """
 
     def __init__(
@@ -237,9 +238,9 @@ class HamiltonianStep:
 def stiffness(run: Run, cov: Covariance, states: int = 4, iterations: int = 20) -> float:
     """Largest eigenvalue of ``F^T S A'^T I A' S F`` with ``F F^T = cov`` and ``I`` the Fisher information of the noise.
 
-    The largest curvature that data add, in the metric of a covariance: ``1/sqrt`` of it is the smallest sd that one
-    datum alone would leave, where ``cov`` has one. By power iteration at some draws of the prior, of which the largest
-    counts; it does not depend on ``y``, on the seed or on what is missing.
+    The largest curvature that data add, in the metric of a covariance: ``1/sqrt`` of it is the smallest sd
+    that one datum alone would leave, where ``cov`` has one. By power iteration at some draws of the prior, of
+    which the largest counts; it does not depend on ``y``, on the seed or on what is missing.
     """
     prior = run.prior
     streams = Streams(0, range(states), purpose="stiffness")

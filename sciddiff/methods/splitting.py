@@ -1,8 +1,9 @@
 """Splitting: the prior and the likelihood take turns, and each step is a draw from a law of its own.
 
-`PnPDM` and `DPnP` are Gibbs samplers of ``p(x) N(z; x, rho^2 C) p(y | z)``: ``z`` given ``x`` knows no prior, and ``x``
-given ``z`` is the prior seen through noise of level rho, which is what a denoiser draws from. What they leave of
-``x`` tends to the posterior as rho falls. `DAPS` alternates ``z ~ p(z | x_t, y)`` and ``x_t = z + sigma n``.
+`PnPDM` and `DPnP` are Gibbs samplers of ``p(x) N(z; x, rho^2 C) p(y | z)``: ``z`` given ``x`` knows no prior,
+and ``x`` given ``z`` is the prior seen through noise of level rho, which is what a denoiser draws from. What
+they leave of ``x`` tends to the posterior as rho falls. `DAPS` alternates ``z ~ p(z | x_t, y)`` and ``x_t = z
++ sigma n``.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ _SHARE = 0.3
 class SplitGibbs(Method):
     """Split Gibbs sampling with a falling coupling rho; `PnPDM` and `DPnP` differ in how it falls.
 
-    ``z ~ p(y | z) N(z; x, rho^2 C)`` is drawn in closed form for linear operators and Gaussian noise, elsewhere moved
-    by Hamiltonian trajectories that leave it invariant. ``x ~ p(x0 | x0 + rho n = z)`` is drawn with the moments of
-    Gaussian priors, exactly, elsewhere by ancestral steps from the level rho. Every draw is a chain of its own.
+    ``z ~ p(y | z) N(z; x, rho^2 C)`` is drawn in closed form for linear operators and Gaussian noise,
+    elsewhere moved by Hamiltonian trajectories that leave it invariant. ``x ~ p(x0 | x0 + rho n = z)`` is
+    drawn with the moments of Gaussian priors, exactly, elsewhere by ancestral steps from the level rho. Every
+    draw is a chain of its own.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"differentiable"})
@@ -95,18 +97,19 @@ class SplitGibbs(Method):
 class PnPDM(SplitGibbs):
     """Plug-and-play diffusion models: split Gibbs sampling (Wu et al. 2024, arXiv 2405.18782, algorithm 1).
 
-    Its law is the posterior with ``R + rho_min^2 B C B^T`` in place of ``R``, as far as the chain kept up with the
-    falling rho: directions that the data fix lag by a part that falls as 1/steps.
+    Its law is the posterior with ``R + rho_min^2 B C B^T`` in place of ``R``, as far as the chain kept up
+    with the falling rho: directions that the data fix lag by a part that falls as 1/steps.
 
-    On an Ornstein-Uhlenbeck series (64 times, 16 observed with sd 0.1 of the prior's) and the exact denoiser, 500 draws of
-    three problems had means 0.07 posterior standard deviations off (rms, 0.05 of it the draws' own), standard deviations
-    0.92 to 1.12 of the exact ones (1.03 on average) and a Gaussian W2 distance of 1.05 times its floor. With
-    rho_min = 0.3, three times the sd of the noise: 0.58, 1.00 to 3.11, and 1.9.
+    On an Ornstein-Uhlenbeck series (64 times, 16 observed with sd 0.1 of the prior's) and the exact denoiser,
+    500 draws of three problems had means 0.07 posterior standard deviations off (rms, 0.05 of it the draws'
+    own), standard deviations 0.92 to 1.12 of the exact ones (1.03 on average) and a Gaussian W2 distance of
+    1.05 times its floor. With rho_min = 0.3, three times the sd of the noise: 0.58, 1.00 to 3.11, and 1.9.
 
     Args:
         steps: number of pairs of steps; ``Posterior.sample(steps=...)`` goes before.
-        rho_min: last coupling, in normalised units; None takes 0.3 times the smallest sd that the data alone would
-            leave in any direction. The bias of a variance is of order ``rho_min^2`` over that of the noise.
+        rho_min: last coupling, in normalised units; None takes 0.3 times the smallest sd that the data alone
+            would leave in any direction. The bias of a variance is of order ``rho_min^2`` over that of the
+            noise.
         rho_max: first coupling; None takes a tenth of the prior's sigma_max.
         prior_steps: ancestral steps of a draw from the prior; not used where the prior is Gaussian.
         moves: Hamiltonian trajectories of a likelihood step; not used where it has a closed form.
@@ -144,14 +147,15 @@ class PnPDM(SplitGibbs):
 class DPnP(SplitGibbs):
     """Diffusion plug-and-play (Xu and Chi 2024, arXiv 2403.17042, algorithm 1).
 
-    As `PnPDM`, with a coupling that stays at rho_max for a fifth of the steps and falls to rho_min on the last. In the
-    setting of `PnPDM` the means were 0.08 posterior standard deviations off (rms), the standard deviations 0.93 to 1.12
-    of the exact ones, and W2 1.1 times its floor.
+    As `PnPDM`, with a coupling that stays at rho_max for a fifth of the steps and falls to rho_min on the
+    last. In the setting of `PnPDM` the means were 0.08 posterior standard deviations off (rms), the standard
+    deviations 0.93 to 1.12 of the exact ones, and W2 1.1 times its floor.
 
     Args:
         steps: number of pairs of steps; ``Posterior.sample(steps=...)`` goes before.
-        rho_min: last coupling, in normalised units; None takes 0.3 times the smallest sd that the data alone would
-            leave in any direction. The bias of a variance is of order ``rho_min^2`` over that of the noise.
+        rho_min: last coupling, in normalised units; None takes 0.3 times the smallest sd that the data alone
+            would leave in any direction. The bias of a variance is of order ``rho_min^2`` over that of the
+            noise.
         rho_max: first coupling; None takes a tenth of the prior's sigma_max.
         prior_steps: ancestral steps of a draw from the prior; not used where the prior is Gaussian.
         moves: Hamiltonian trajectories of a likelihood step; not used where it has a closed form.
@@ -182,22 +186,25 @@ class DPnP(SplitGibbs):
 class DAPS(Method):
     """Decoupled annealing posterior sampling (Zhang et al. 2024, arXiv 2407.01521, algorithm 1).
 
-    Each step draws a clean state ``z`` from a Gaussian guess of ``p(z0 | x)`` times the likelihood, and adds fresh
-    noise of the next level. The draw is in closed form for linear operators and Gaussian noise, and by Hamiltonian
-    trajectories elsewhere, where the published code takes unadjusted Langevin steps of a length set by hand.
+    Each step draws a clean state ``z`` from a Gaussian guess of ``p(z0 | x)`` times the likelihood, and adds
+    fresh noise of the next level. The draw is in closed form for linear operators and Gaussian noise, and by
+    Hamiltonian trajectories elsewhere, where the published code takes unadjusted Langevin steps of a length
+    set by hand.
 
-    In the setting of `PnPDM` the default was at the floor of every figure. ``rule="published"`` is biased by construction:
-    with 100 steps the means were 0.20 posterior standard deviations off (rms), the standard deviations 0.94 to 1.47 of the
-    exact ones, and W2 2.7 times its floor; with 200 steps and tempering = 0.2, 0.15, 0.19 to 1.34, and 2.0.
+    In the setting of `PnPDM` the default was at the floor of every figure. ``rule="published"`` is biased by
+    construction: with 100 steps the means were 0.20 posterior standard deviations off (rms), the standard
+    deviations 0.94 to 1.47 of the exact ones, and W2 2.7 times its floor; with 200 steps and tempering = 0.2,
+    0.15, 0.19 to 1.34, and 2.0.
 
     Args:
-        rule: the guess of ``p(z0 | x)``. "moments": ``N(D, Cov[z0 | x])``, with the prior's own covariance where it
-            does not depend on x, else that of the fitted Gaussian, else that of a Gaussian of variance one; exact for
-            Gaussian priors in any number of steps. "published": ``N(x0, sigma^2 C)`` around the end ``x0`` of the
-            probability-flow ODE, which is neither the mean of ``p(z0 | x)`` nor its width.
+        rule: the guess of ``p(z0 | x)``. "moments": ``N(D, Cov[z0 | x])``, with the prior's own covariance
+            where it does not depend on x, else that of the fitted Gaussian, else that of a Gaussian of
+            variance one; exact for Gaussian priors in any number of steps. "published": ``N(x0, sigma^2 C)``
+            around the end ``x0`` of the probability-flow ODE, which is neither the mean of ``p(z0 | x)`` nor
+            its width.
         steps: number of noise levels; ``Posterior.sample(steps=...)`` goes before.
-        tempering: factor on the sd of the noise in the likelihood. 1 is Bayes' rule; the published settings for
-            pictures come to 0.2.
+        tempering: factor on the sd of the noise in the likelihood. 1 is Bayes' rule; the published settings
+            for pictures come to 0.2.
         ode_steps: Euler steps to ``x0``, for "published".
         moves: Hamiltonian trajectories of a likelihood step; not used where it has a closed form.
         leaps: gradients of a trajectory.

@@ -1,8 +1,9 @@
-"""Transitions: an ancestral or DDIM step of the prior, with what was observed put in place of what it says there.
+"""Transitions: an ancestral or DDIM step of the prior, with the data put in place of what it says of them.
 
-With ``R^-1/2 B C^1/2 = U diag(s) V^T`` the data are ``w_i + N(0, 1/s_i^2)`` in the modes ``w = V^T C^-1/2 z``,
-in which the reference noise is white. `DDRM`, `DDNM` and `RePaint` act mode by mode; `DiffPIR` solves for the
-nearest state. All take ``D`` for ``x0`` and so lose the width of ``p(x0 | x)``: they are biased by construction.
+With ``R^-1/2 B C^1/2 = U diag(s) V^T`` the data are ``w_i + N(0, 1/s_i^2)`` in the modes ``w = V^T C^-1/2
+z``, in which the reference noise is white. `DDRM`, `DDNM` and `RePaint` act mode by mode; `DiffPIR` solves
+for the nearest state. All take ``D`` for ``x0`` and so lose the width of ``p(x0 | x)``: they are biased by
+construction.
 """
 
 from __future__ import annotations
@@ -86,17 +87,18 @@ class Transition(Method):
 class DiffPIR(Transition):
     """Plug-and-play restoration (Zhu et al. 2023, arXiv 2305.08995, algorithm 1).
 
-    ``x0 = argmin |y - A z|^2_R + lam |z - D|^2_C / sigma^2``, then a DDIM step to it that renews a share zeta of the
-    noise. In closed form for linear operators and Gaussian noise; one gradient step ``D + sigma^2/lam C grad log
-    p(y | D)`` elsewhere, as published.
+    ``x0 = argmin |y - A z|^2_R + lam |z - D|^2_C / sigma^2``, then a DDIM step to it that renews a share zeta
+    of the noise. In closed form for linear operators and Gaussian noise; one gradient step ``D + sigma^2/lam
+    C grad log p(y | D)`` elsewhere, as published.
 
-    Biased by construction: lam is a guess of the width of ``p(x0 | x)``. On an Ornstein-Uhlenbeck series (64 times, 16
-    observed with sd 0.1 of the prior's) and the exact denoiser, 500 draws of three problems had means 0.71 posterior
-    standard deviations off (rms), standard deviations 1.1 to 2.7 of the exact ones, and a Gaussian W2 distance of 3.9 times
-    its floor; with lam = zeta = 1 these were 0.17, 0.64 to 0.80, and 1.9.
+    Biased by construction: lam is a guess of the width of ``p(x0 | x)``. On an Ornstein-Uhlenbeck series (64
+    times, 16 observed with sd 0.1 of the prior's) and the exact denoiser, 500 draws of three problems had
+    means 0.71 posterior standard deviations off (rms), standard deviations 1.1 to 2.7 of the exact ones, and
+    a Gaussian W2 distance of 3.9 times its floor; with lam = zeta = 1 these were 0.17, 0.64 to 0.80, and 1.9.
 
     Args:
-        lam: weight of the denoised state against the data. 1 would be right if ``p(x0 | x)`` had the width sigma.
+        lam: weight of the denoised state against the data. 1 would be right if ``p(x0 | x)`` had the width
+            sigma.
         zeta: share of the noise that is renewed, from 0, where the draws differ by their start alone, to 1.
         steps: number of noise levels; ``Posterior.sample(steps=...)`` goes before.
 
@@ -169,10 +171,11 @@ class DDRM(Modal):
     """Denoising diffusion restoration models (Kawar et al. 2022, arXiv 2201.11793, eq. 7 and 8).
 
     In a mode whose datum has the sd ``tau``, from level s to t: ``(1 - eta_b) d + eta_b y + sqrt(t^2 - (eta_b
-    tau)^2) n`` while ``t >= tau``, then ``d + sqrt(1 - eta^2) t (y - d)/tau + eta t n``; elsewhere DDIM(eta). The level
-    of the noise is used, and the width of ``p(x0 | x)`` is not: biased by construction. In the setting of `DiffPIR` the means
-    were 0.27 posterior standard deviations off (rms), the standard deviations 0.37 to 1.05 of the exact ones, and W2 2.1
-    times its floor; with 20 steps, as published, 0.61, 0.80 to 1.23, and 4.0.
+    tau)^2) n`` while ``t >= tau``, then ``d + sqrt(1 - eta^2) t (y - d)/tau + eta t n``; elsewhere DDIM(eta).
+    The level of the noise is used, and the width of ``p(x0 | x)`` is not: biased by construction. In the
+    setting of `DiffPIR` the means were 0.27 posterior standard deviations off (rms), the standard deviations
+    0.37 to 1.05 of the exact ones, and W2 2.1 times its floor; with 20 steps, as published, 0.61, 0.80 to
+    1.23, and 4.0.
 
     Args:
         eta: share of the noise that is renewed.
@@ -226,16 +229,17 @@ class DDRM(Modal):
 @final
 @dataclass(frozen=True)
 class DDNM(Modal):
-    """Denoising diffusion null-space models (Wang et al. 2022, arXiv 2212.00490, algorithms 1 and 3, without time travel).
+    """Denoising diffusion null-space models without time travel (Wang et al. 2022, arXiv 2212.00490, algorithm 1).
 
-    ``D`` takes the data's values in the modes that they fix, ``D + lambda A^+ (y - A D)``, and an ancestral step
-    follows. With ``noise="used"`` (DDNM+, eq. 17 to 19) a mode whose datum has the sd tau takes the largest lambda of at
-    most 1 whose noise, ``(1 - t^2/s^2) lambda tau``, is not more than the step adds, and adds only the rest. With "ignored"
-    (DDNM) lambda is 1, and the draws fit the data exactly: right where they have no noise.
+    ``D`` takes the data's values in the modes that they fix, ``D + lambda A^+ (y - A D)``, and an ancestral
+    step follows. With ``noise="used"`` (DDNM+, eq. 17 to 19) a mode whose datum has the sd tau takes the
+    largest lambda of at most 1 whose noise, ``(1 - t^2/s^2) lambda tau``, is not more than the step adds, and
+    adds only the rest. With "ignored" (DDNM) lambda is 1, and the draws fit the data exactly: right where
+    they have no noise.
 
-    Biased by construction: every step adds noise of its own to the same data, as if they were measured anew. In the setting
-    of `DiffPIR` both had means 0.51 posterior standard deviations off (rms), and W2 4.0 times its floor; the standard
-    deviations were 0.08 to 1.47 of the exact ones, and with "ignored" 0 where something was observed.
+    Biased by construction: every step takes the same data as if they were measured anew. In the setting of
+    `DiffPIR` both had means 0.51 posterior standard deviations off (rms), and W2 4.0 times its floor; the
+    standard deviations were 0.08 to 1.47 of the exact ones, and with "ignored" 0 where something was observed.
 
     Args:
         noise: "used" or "ignored".
@@ -288,18 +292,19 @@ class RePaint(Modal):
     """RePaint (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1), a baseline for masks.
 
     After every ancestral step what was observed is replaced by the data with noise of the new level. Between
-    the jumps the state goes up again by some levels and comes back, which lets the rest fit in. For operators that
-    select values: Points on nodes, Mask, Select, Identity. With correlated reference noise what was not observed moves
-    along, as the noise's own law has it.
+    the jumps the state goes up again by some levels and comes back, which lets the rest fit in. For operators
+    that select values: Points on nodes, Mask, Select, Identity. With correlated reference noise what was not
+    observed moves along, as the noise's own law has it.
 
-    Biased by construction: the rest is not told of the data within a step. In the setting of `DiffPIR` the means were 0.16
-    posterior standard deviations off (rms), the standard deviations 0 (where observed) to 1.04 of the exact ones, and W2 1.4
-    times its floor; with noise="used" 0.25, 0.99 to 1.20, and 1.9.
+    Biased by construction: the rest is not told of the data within a step. In the setting of `DiffPIR` the
+    means were 0.16 posterior standard deviations off (rms), the standard deviations 0 (where observed) to
+    1.04 of the exact ones, and W2 1.4 times its floor; with noise="used" 0.25, 0.99 to 1.20, and 1.9.
 
     Args:
-        noise: "ignored", as published: the data with noise of the level t on top, and the draws fit them exactly.
-            "used": ``y + sqrt(t^2 - tau^2) n`` while the noise of the data, of sd tau, is below the level, and the prior's own
-            step after that, so that the state always has the noise of its level; below it nothing is resampled.
+        noise: "ignored", as published: the data with noise of the level t on top, and the draws fit them
+            exactly. "used": ``y + sqrt(t^2 - tau^2) n`` while the noise of the data, of sd tau, is below the
+            level, and the prior's own step after that, so that the state always has the noise of its level;
+            below it nothing is resampled.
         resamplings: how often each stretch is gone through.
         jump: levels of a stretch.
         steps: number of noise levels; ``Posterior.sample(steps=...)`` goes before.
@@ -367,8 +372,9 @@ class RePaint(Modal):
 class Modes:
     """The data in the modes of ``H = R^-1/2 B C^1/2 = U diag(s) V^T``, as many as there are data.
 
-    ``analysis`` is ``diag(1/s) U^T R^-1/2 B``, which gives ``w = V^T C^-1/2 z``, and ``synthesis`` is ``C^1/2 V``; modes
-    with ``s = 0``, of missing values too, are left out of both. One decomposition for every pattern of missing values.
+    ``analysis`` is ``diag(1/s) U^T R^-1/2 B``, which gives ``w = V^T C^-1/2 z``, and ``synthesis`` is ``C^1/2
+    V``; modes with ``s = 0``, of missing values too, are left out of both. One decomposition for every
+    pattern of missing values.
     """
 
     def __init__(self, run: Run) -> None:

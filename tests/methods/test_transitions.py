@@ -155,6 +155,31 @@ def test_repaint_leaves_what_was_seen_at_the_data(kind):
     assert draws["ignored", 0.3][:, 1].std() > 0.1
 
 
+@pytest.mark.parametrize("noise", ["used", "ignored"])
+def test_repaint_is_the_published_update_up_and_down_its_path(noise):
+    posterior = diagonal_problem()
+    prior, s0 = posterior.prior, posterior.prior.normalisation.scale
+    y, tau = Y / s0, TAU / s0
+    sigmas = Karras().sigmas(9, prior.sigma_min, prior.sigma_max)
+    method = RePaint(noise=noise, resamplings=2, jump=4)
+    path = method.path(sigmas, floor=float(tau.max()) if noise == "used" else 0.0)
+    assert sum(b < a for a, b in path) == (1 if noise == "used" else 3)
+    n = iter(noises(posterior, 3, len(path) + 1))
+    z = sigmas[0] * next(n)
+    for a, b in path:
+        s, t, e = sigmas[a], sigmas[b], next(n)
+        if t > s:
+            z = z + (t**2 - s**2) ** 0.5 * e
+            continue
+        keep = t**2 / s**2
+        unknown = keep * z + (1 - keep) * prior.denoise(z, s) + t * math.sqrt(1 - keep) * e
+        known = y + t * e if noise == "ignored" else y + (t**2 - tau**2).clamp(min=0).sqrt() * e
+        seen = torch.ones(4, dtype=torch.bool) if noise == "ignored" else tau <= t
+        z = torch.where(seen, known, unknown)
+    draws = posterior.sample(3, method=method, steps=9, seed=0)["x"]
+    np.testing.assert_allclose(draws, z * s0, rtol=1e-9, atol=1e-9)
+
+
 def test_repaint_goes_up_by_a_jump_and_comes_down_again():
     path = RePaint(resamplings=3, jump=5).path(list(range(13, -1, -1)))
     assert path[0] == (0, 1) and path[-1][1] == 13
