@@ -50,8 +50,9 @@ class LocalGaussian(GuidedDenoiser):
     Gaussian with its mean and variance there. For linear operators and Gaussian noise it is `MMPS`. An event
     (`noise.Exceeds`) is instead the Gaussian datum that moves the mean of ``A(x)`` as the probability ``Phi``
     of the event does (Finzi et al. 2023, arXiv 2306.07526): exact for one event, linear in the state, of a
-    Gaussian prior, with or without Gaussian data beside it; of many events each is matched as if it were
-    alone.
+    Gaussian prior, with or without Gaussian data beside it. Of many events each is matched as if it were
+    alone: for 2 and 8 of them, of values with correlations of -0.5 and 0.8, the means were off by less than
+    0.1 posterior standard deviations and the standard deviations 0.93 to 1.04 of the exact ones.
 
     Where the operator or the noise is bent it is biased by construction, and stochastic solvers, which forget
     the errors of high noise levels, are far closer than those of the ODE: ``Ancestral(steps=256)`` is the

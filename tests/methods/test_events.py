@@ -155,6 +155,20 @@ def test_two_independent_events_are_matched_exactly():
     assert stats.kstest(x[:, 2], "norm").pvalue > 1e-4
 
 
+def test_correlated_events_are_met_to_a_tenth_of_a_standard_deviation():
+    """Each is matched as if it were alone, which is an approximation; the exact law by rejection."""
+    rho, u = 0.8, 1.0
+    pair = sd.GaussianPrior(sd.Space({"i": 2}), sd.covariance.dense([[1.0, rho], [rho, 1.0]]))
+    both = sd.operators.Matrix(pair.space, sd.Space({"event": 2}, "y"), np.eye(2))
+    posterior = pair.given([1.0, 1.0], both, sd.noise.Exceeds(u, sd=1e-3))
+    x = posterior.sample(N, method=LocalGaussian(), steps=48, seed=0)["x"].values
+    z = np.random.default_rng(1).multivariate_normal(np.zeros(2), [[1.0, rho], [rho, 1.0]], 400_000)
+    z = z[(z > u).all(1)]
+    error = 4.5 * np.sqrt(1 / N + 1 / len(z))
+    assert (np.abs(x.mean(0) - z.mean(0)) / z.std(0) < 0.1 + error).all()
+    assert (np.abs(x.std(0) / z.std(0) - 1) < 0.07 + np.sqrt(2) * error).all()
+
+
 def test_a_missing_event_takes_no_part_and_cases_are_apart():
     y = np.array([[1.0, np.nan], [0.0, 1.0]])
     law = sd.noise.Exceeds(0.5, sd=0.1)
