@@ -39,14 +39,14 @@ class DiagnosisWarning(UserWarning):
 def diagnose(posterior: Posterior, x: torch.Tensor, attrs: Mapping[str, Any] | None = None) -> str:
     """Say in one line what looks wrong with posterior draws, or "ok".
 
-    Checked are: non-finite values; draws that are all alike, or of too few ancestors where particles were resampled; a spread beyond twice the prior's; values more than
-    12 prior standard deviations out; and the fit, as ``log p(y | x)`` of the draws against ``log p(y' | x)``
-    of data ``y'`` replicated from them. Under an exact posterior ``(x, y)`` and ``(x, y')`` have the
-    same law (Rubin 1984, "Bayesianly justifiable and relevant frequency calculations for the applied
-    statistician"), so the first lies in the bulk of the second, whose tails are taken as the heavier of
-    those of a gamma and a normal law of its moments. Fewer than one in 1000 results with exact draws is
-    reported by mistake. 64 draws of at most 16 cases are looked at; black boxes are not evaluated again, so
-    their fit is not checked.
+    Checked are: non-finite values; draws that are all alike, or of too few ancestors where particles were
+    resampled; a spread beyond twice the prior's; values more than 12 prior standard deviations out; and
+    the fit, as ``log p(y | x)`` of the draws against ``log p(y' | x)`` of data ``y'`` replicated from
+    them. Under an exact posterior ``(x, y)`` and ``(x, y')`` have the same law (Rubin 1984, "Bayesianly
+    justifiable and relevant frequency calculations for the applied statistician"), so the first lies in
+    the bulk of the second, whose tails are taken as the heavier of those of a gamma and a normal law of
+    its moments. Fewer than one in 1000 results with exact draws is reported by mistake. 64 draws of at
+    most 16 cases are looked at; black boxes are not evaluated again, so their fit is not checked.
 
     Args:
         posterior: where the draws come from.

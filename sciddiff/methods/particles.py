@@ -134,17 +134,22 @@ class _Filter(Method):
 class Particles(_Filter):
     """Twisted sequential Monte Carlo around a guidance, consistent as the particles and the steps grow.
 
-    Around `MMPS` the twist is the likelihood of ``y`` under ``N(D, Sigma)``, the Gaussian with the moments of ``p(z0 | z)``,
-    and the chain and the proposal are that Gaussian's own steps, without and with ``y``: for a Gaussian prior
-    whose covariance fits in ``V`` (256 directions or fewer) every weight is 1 and the draws are exact, in any number
-    of steps. ``Sigma`` is ``Cov[z0 | z]`` on a block Krylov space of the directions of the data and isotropic outside, from
-    ``depth * m + 1`` VJPs a particle and step for m data, or none with ``MMPS("gaussian")``. Operators that are not linear
-    are taken as linear around ``D`` for the twist, and noise as Gaussian of its variance there; the last weight
-    holds the true likelihood, so that this costs weight and no bias. Any other `GuidedDenoiser` shifts
-    the mean of an ancestral step, and the twist is a tempered ``p(y | A(D))``, as in `TDS`.
+    Around `MMPS` the twist is the likelihood of ``y`` under ``N(D, Sigma)``, the Gaussian with the moments
+    of ``p(z0 | z)``, and the chain and the proposal are that Gaussian's own steps, without and with ``y``:
+    for a Gaussian prior whose covariance fits in ``V`` (256 directions or fewer) every weight is 1 and the
+    draws are exact, in any number of steps. ``Sigma`` is ``Cov[z0 | z]`` on a block Krylov space of the
+    directions of the data and isotropic outside, from ``depth * m + 1`` VJPs a particle and step for m
+    data, or none with ``MMPS("gaussian")``. Operators that are not linear are taken as linear around ``D``
+    for the twist, and noise as Gaussian of its variance there; the last weight holds the true likelihood,
+    so that this costs weight and no bias. Any other `GuidedDenoiser` shifts the mean of an ancestral step,
+    and the twist is a tempered ``p(y | A(D))``, as in `TDS`.
 
     Draws are resampled from the particles. Of many modes the share of each is right only as well as the
-    particles of a case tell it: take a thousand or more.
+    particles of a case tell it: take a thousand or more. On the 25-mode mixture of `MCGDiff`'s paper in 8
+    dimensions with the exact denoiser, 1000 draws of 1000 particles in 50 steps were 1.4, 1.5 and 1.1 times
+    as far from exact ones as those are from each other (sliced W1, 20 problems each with 1, 2 and 4 data;
+    170, 230 and 390 VJPs a draw). Where a curved operator has several answers the twist sees one of them:
+    take more steps and more particles.
 
     Args:
         guidance: what leans the proposal to ``y``.
@@ -158,9 +163,9 @@ class Particles(_Filter):
         DivergenceError: if a particle becomes non-finite, or ``y`` is impossible under all of them.
         ConvergenceError: if ``R + B Cov B^T`` is not positive definite to rounding.
 
-    The result records ``log_evidence``, the log of an unbiased estimate of ``p(y)`` under the chain; ``ess``, the
-    least effective sample size as a share of the particles; ``resampled``, how often; and ``unique_ancestors``,
-    the share of the draws that are from different particles at the start.
+    The result records ``log_evidence``, the log of an unbiased estimate of ``p(y)`` under the chain;
+    ``ess``, the least effective sample size as a share of the particles; ``resampled``, how often; and
+    ``unique_ancestors``, the share of the draws that are from different particles at the start.
 
     Example:
         >>> import sciddiff as sd
@@ -229,12 +234,15 @@ class Particles(_Filter):
 @final
 @dataclass(frozen=True)
 class TDS(_Filter):
-    """The twisted diffusion sampler (Wu et al. 2023, arXiv 2306.17775, algorithm 1): twist ``p(y | A(D))``, for any noise.
+    """The twisted diffusion sampler (Wu et al. 2023, arXiv 2306.17775, algorithm 1), for any noise.
 
-    The proposal is an ancestral step whose mean is moved by ``sigma^2 C`` times the gradient of the log twist; one VJP
-    a particle and step. The chain is the plain ancestral one: it takes ``z0 = D``, so that in few steps its spread is
-    too small, whatever the particles. Where the noise is much smaller than what ``z`` tells of ``y``, the twist of the
-    paper is far too sharp at high levels, and nearly all particles die.
+    The twist is ``p(y | A(D))``.
+
+    The proposal is an ancestral step whose mean is moved by ``sigma^2 C`` times the gradient of the log
+    twist; one VJP a particle and step. The chain is the plain ancestral one: it takes ``z0 = D``, so that
+    in few steps its spread is too small, whatever the particles. Where the noise is much smaller than what
+    ``z`` tells of ``y``, the twist of the paper is far too sharp at high levels, and nearly all particles
+    die.
 
     Args:
         particles: least number of particles of a case; their number is that or n, whichever is more.
@@ -267,12 +275,14 @@ class TDS(_Filter):
 @final
 @dataclass(frozen=True)
 class MCGDiff(_Filter):
-    """Monte Carlo guided diffusion (Cardoso et al. 2023, arXiv 2308.07983): twist ``N(y; B z, R + sigma^2 B C B^T)``, no VJP.
+    """Monte Carlo guided diffusion (Cardoso et al. 2023, arXiv 2308.07983): no VJP.
 
-    The twist takes the noisy state for the clean one, and so the ancestral step, conditioned on it, and its weight
-    have closed forms (the fully adapted filter): one forward a particle and step, for linear operators and Gaussian
-    noise. The paper does so in the singular basis of ``B``; here it is one system of the size of ``y``. The chain is the
-    plain ancestral one, whose spread is too small in few steps.
+    The twist is ``N(y; B z, R + sigma^2 B C B^T)``.
+
+    The twist takes the noisy state for the clean one, and so the ancestral step, conditioned on it, and its
+    weight have closed forms (the fully adapted filter): one forward a particle and step, for linear
+    operators and Gaussian noise. The paper does so in the singular basis of ``B``; here it is one system of
+    the size of ``y``. The chain is the plain ancestral one, whose spread is too small in few steps.
 
     Args:
         particles: least number of particles of a case; their number is that or n, whichever is more.
