@@ -93,7 +93,7 @@ class Moments:
             rows, depth = len(z), self.depth
         else:
             d, covariance = self.run.denoise(z, sigma), self.fixed(sigma).apply
-            rows, depth = 1, _SHARED
+            rows, depth = 1, max(2, math.ceil(_SHARED / max(1, len(self.observed.index))))
         data = self.observed(d)
         rows = max(rows, len(data.directions))
 
@@ -108,8 +108,10 @@ class Moments:
             )
             return self.reference.sqrt_adjoint(self.reference.solve(w)).flatten(2).double()
 
+        # a case of which nothing was seen has no directions of its own
+        start = data.directions if len(self.observed.index) else self.probes[None]
         tol = torch.finfo(z.dtype).eps ** 0.4
-        return belief(d, data, krylov(product, data.directions, depth, self.probes, tol))
+        return belief(d, data, krylov(product, start, depth, self.probes, tol))
 
     def step(
         self, z: torch.Tensor, look: Look, s: float, t: float, normals: torch.Tensor
@@ -256,7 +258,8 @@ def guided_by(run: Run, guidance: GuidedDenoiser) -> Guided:
 def tempered(run: Run, observed: Observed) -> Power:
     """``1 / (1 + a)``, ``a`` the variance of ``A(z0)`` given ``z`` in units of the noise, for a prior of variance one.
 
-    ``a = sigma^2 / (1 + sigma^2) tr(R^-1 B C B^T) / m``, by gradients at the prior's mean for data simulated there.
+    ``a = sigma^2 / (1 + sigma^2) tr(R^-1 B C B^T) / m``, by gradients at the prior's mean for data
+    simulated there.
     """
     prior, shape = run.prior, run.prior.space.shape
     centre = torch.zeros((_SIMULATIONS, *shape), dtype=prior.dtype, device=prior.device)

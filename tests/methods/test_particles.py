@@ -231,6 +231,12 @@ def test_missing_values_are_as_if_they_had_not_been_asked_for():
     np.testing.assert_allclose(gap.attrs["log_evidence"], alone.attrs["log_evidence"])
 
 
+@pytest.mark.parametrize("method", [Particles(particles=32, steps=6), TDS(32, 6), MCGDiff(32, 6)], ids=repr)
+def test_a_case_of_which_nothing_was_seen_draws_from_the_prior_with_an_evidence_of_one(method):
+    draws = observed(modes(), [np.nan, np.nan], missing="mask").sample(8, method=method, seed=0)
+    assert abs(draws.attrs["log_evidence"]) < 1e-12 and draws.attrs["ess"] == pytest.approx(1.0)
+
+
 def test_observations_of_two_instruments_are_those_of_one():
     method, split = Particles(particles=32, steps=6), sd.noise.Gaussian(0.5)
     whole = modes().given(Y, sd.operators.Matrix(SPACE, sd.Space({"j": M}, "y"), MATRIX), split)
