@@ -105,6 +105,10 @@ class PnPDM(SplitGibbs):
     own), standard deviations 0.92 to 1.12 of the exact ones (1.03 on average) and a Gaussian W2 distance of
     1.05 times its floor. With rho_min = 0.3, three times the sd of the noise: 0.58, 1.00 to 3.11, and 1.9.
 
+    Where the prior has modes far apart, their weights freeze as rho falls: on a mixture of 25 Gaussians with
+    one datum (two problems, 300 draws, 60 steps) the sliced W1 distance was 10 and 25 times that of two exact
+    sets.
+
     Args:
         steps: number of pairs of steps; ``Posterior.sample(steps=...)`` goes before.
         rho_min: last coupling, in normalised units; None takes 0.3 times the smallest sd that the data alone
@@ -195,6 +199,9 @@ class DAPS(Method):
     construction: with 100 steps the means were 0.20 posterior standard deviations off (rms), the standard
     deviations 0.94 to 1.47 of the exact ones, and W2 2.7 times its floor; with 200 steps and tempering = 0.2,
     0.15, 0.19 to 1.34, and 2.0.
+
+    The weights of modes far apart freeze as sigma falls: on a mixture of 25 Gaussians with one datum (two
+    problems, 300 draws) the sliced W1 distance was 13 and 30 times that of two exact sets.
 
     Args:
         rule: the guess of ``p(z0 | x)``. "moments": ``N(D, Cov[z0 | x])``, with the prior's own covariance
