@@ -18,7 +18,7 @@ import torch
 from sciddiff.covariance import Covariance, dense, multiple
 from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.noise import Gaussian
-from sciddiff.operators import Matrix, from_torch
+from sciddiff.operators import Points, from_torch
 from sciddiff.priors.base import Normalisation, Prior, level
 from sciddiff.priors.mixture import GaussianMixturePrior
 from sciddiff.random import Streams
@@ -161,9 +161,10 @@ def increments(kind: str, seed: int) -> ExactProblem:
     rng, d, m, sd = np.random.default_rng(seed), 32, 10, 0.1
     prior = IncrementPrior(d, shares[kind])
     truth = prior.draw(Streams(seed, [0], purpose="truth")).numpy()[0]
-    a = np.eye(d)[np.sort(rng.choice(d, m, replace=False))]
+    seen = np.sort(rng.choice(d, m, replace=False))
+    a = np.eye(d)[seen]
     y = a @ truth + sd * rng.standard_normal(m)
-    posterior = prior.given(y, Matrix(prior.space, Space({"j": m}, "y"), a), Gaussian(sd))
+    posterior = prior.given(y, Points.at_indices(prior.space, seen), Gaussian(sd))
     chains = _Gibbs(a @ np.tril(np.ones((d, d))), y, sd, prior)
     kept = np.stack(
         [chains.run(start, np.random.default_rng([seed, i])) for i, start in enumerate((1.0, 0.0))]
