@@ -7,7 +7,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test slow lint format docs
+.PHONY: demo test slow lint format docs fidelity calibration
 
 demo: .venv/.installed
 	$(BIN)/sciddiff run poisson_source elnino digits_ct --out demo
@@ -18,6 +18,13 @@ test: .venv/.installed
 
 slow: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+# both go on where they were stopped; benchmarks/fidelity.json keeps what was measured
+fidelity: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py --jobs $(WORKERS)
+
+calibration: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py --sbc 300 99 --jobs $(WORKERS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check

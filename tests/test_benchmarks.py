@@ -1,63 +1,96 @@
-"""Claims about the pages' measured tables: every row is one that the benchmarks' kept output has."""
+"""Claims about the pages' measured tables: each is what the benchmarks' kept output holds, and says how it was made."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w%])")
+BENCHMARKS = ROOT / "benchmarks"
 
 
-def rows(heading: str) -> list[tuple[str, list[str]]]:
-    """Rule and figures of every row of the first table behind a text of the page."""
-    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    table = re.search(r"(?:^\|.*\n)+", page[page.index(heading) :], re.MULTILINE)
-    assert table is not None
-    lines = [[c.strip() for c in line.strip("|").split(" | ")] for line in table.group().splitlines()[2:]]
-    return [(line[0], NUMBER.findall(" ".join(line[1:]))) for line in lines]
+@pytest.fixture
+def table():
+    return json.loads((BENCHMARKS / "fidelity.json").read_text(encoding="utf-8"))
 
 
-def kept(name: str, part: int) -> list[tuple[set[float], list[float]]]:
-    """Numbers of the rule and figures of every line of a part of a kept output."""
-    text = (ROOT / "benchmarks" / name).read_text(encoding="utf-8").strip().split("\n\n")[part]
-    lines = [re.split(r"\s{2,}", line, maxsplit=1) for line in text.splitlines()[2:]]
-    return [(set(map(float, NUMBER.findall(a))), list(map(float, NUMBER.findall(b)))) for a, b in lines]
+@pytest.fixture
+def script(monkeypatch):
+    """A file of benchmarks/ as a module."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    names = ("page", "rows", "fidelity")
+    yield importlib.import_module
+    for name in names:
+        sys.modules.pop(name, None)
 
 
-def rounds(shown: str, figure: float) -> bool:
-    return abs(float(shown) - figure) <= 0.5001 * 10.0 ** -len(shown.partition(".")[2])
+def test_the_page_of_fidelity_is_what_the_kept_figures_make(script, table):
+    page = script("page").page(table)
+    assert (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8") == page
+    assert (ROOT / "docs" / "images" / "fidelity_budget.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("heading", "part", "columns"),
-    [("**A Gaussian series**", 0, slice(None)), ("**A mixture of 25", 1, [0, 1, 2, 4, 5, 6, 8, 9, 10])],
-)
-def test_every_row_of_the_page_is_a_row_of_what_the_benchmark_printed(heading, part, columns):
-    output = kept("fidelity.txt", part)
-    found = rows(heading)
-    assert len(found) > 5
-    for rule, figures in found:
-        settings = set(map(float, NUMBER.findall(rule)))
-        same = []
-        for theirs, numbers in output:
-            picked = (
-                numbers[columns]
-                if isinstance(columns, slice)
-                else [numbers[i] for i in columns if i < len(numbers)]
-            )
-            same.append(
-                settings <= theirs
-                and len(picked) == len(figures)
-                and all(rounds(a, b) for a, b in zip(figures, picked, strict=True))
-            )
-        assert any(same), f"no line of the output is {rule}: {figures}"
+def test_every_row_of_the_table_was_measured_with_the_settings_that_it_has_now(script, table):
+    rows = script("rows").ROWS
+    assert {row.label: row.settings for row in rows} == {
+        label: row["settings"] for label, row in table["rows"].items()
+    }
+    assert len({row.label for row in rows}) == len(rows)
+    for row in rows:
+        measured = table["rows"][row.label]["on"]
+        assert set(row.on) >= set(measured), f"{row.label} was tried where its row does not say"
+        assert set(measured) >= set(row.on) & set(table["floors"]), f"{row.label} was not tried everywhere"
+
+
+def test_exact_draws_get_a_distance_of_one(script, table):
+    ratio = script("page").ratio
+    for name, floors in table["floors"].items():
+        found, low, high = ratio(table, "exact draws", name)
+        # a floor is a median of 20, a distance one draw of the same law: they scatter alike
+        error = max(high - low, 0.02) / 3.3
+        assert abs(found - 1) < 5 * error + 0.5 / np.sqrt(len(floors)), name
+
+
+def test_a_stored_row_of_other_settings_is_measured_again(script, tmp_path):
+    fidelity = script("fidelity")
+    row = fidelity.ROWS[0]
+    kept = fidelity.Kept(tmp_path / "kept.json", 1000)
+    kept.add("vector", 0, 0.1, {row.label: dict.fromkeys(fidelity.FIGURES, 1.0)})
+    kept.write()
+    again = fidelity.Kept(tmp_path / "kept.json", 1000)
+    assert row not in again.missing("vector", 0, fidelity.ROWS)
+    again.table["rows"][row.label]["settings"] = "others"
+    again.write()
+    assert row in fidelity.Kept(tmp_path / "kept.json", 1000).missing("vector", 0, fidelity.ROWS)
+    assert row in fidelity.Kept(tmp_path / "kept.json", 500).missing("vector", 0, fidelity.ROWS)
+
+
+def test_draws_are_measured_against_the_exact_moments(script):
+    """Draws whose spread is doubled and whose mean is off are told as that."""
+    fidelity = script("fidelity")
+    problem, n = fidelity.PROBLEMS["vector"](0), 4000
+    x = problem.draw(n, 1)
+    right = fidelity.figures(problem, x, 0)
+    # five standard errors of the sample's figures
+    assert right["mean_error"] < 5 / np.sqrt(n)
+    assert max(1 - right["sd_low"], right["sd_high"] - 1) < 5 / np.sqrt(2 * n)
+    assert max(abs(right["cover50"] - 0.5), abs(right["cover90"] - 0.9)) < 5 * np.sqrt(0.5 / n)
+    wrong = fidelity.figures(problem, problem.mean + 2 * (x - problem.mean) + problem.sd, 0)
+    assert wrong["sd_median"] == pytest.approx(2, rel=5 / np.sqrt(2 * n))
+    assert wrong["mean_error"] == pytest.approx(1, abs=10 / np.sqrt(n))
+    # of N(0, 1) inside the central 90 % of N(1, 2^2): -2.29 to 4.29
+    assert wrong["cover90"] == pytest.approx(0.989, abs=5 * np.sqrt(0.011 / n))
+    assert wrong["distance"] > 10 * right["distance"]
 
 
 def test_every_row_on_the_learned_prior_is_a_line_of_what_was_printed():
-    printed = (ROOT / "benchmarks" / "learned.txt").read_text(encoding="utf-8")
+    printed = (BENCHMARKS / "learned.txt").read_text(encoding="utf-8")
     page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     section = page[page.index("## On a learned prior") : page.index("(what-covariance-means)=")]
     table = re.findall(r"^\| ((?:MMPS|DPS).*) \| (.+) \| (.+) \| (.+) \|$", section, re.MULTILINE)
@@ -68,9 +101,3 @@ def test_every_row_on_the_learned_prior_is_a_line_of_what_was_printed():
         assert " ".join(line[len(name) :].split()).startswith(" ".join(figures))
     for figures in ("21.1   0.034", "13.1   0.078"):
         assert figures in printed
-
-
-def test_the_page_states_how_many_problems_and_draws_its_figures_are_of():
-    text = (ROOT / "benchmarks" / "fidelity.txt").read_text(encoding="utf-8")
-    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert text.count("1000 draws, seeds 0 to 4") == 2 and "(seeds 0 to 4), 1000 draws each" in page
