@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sciddiff.methods.analysis import Localised, Perturbed, SquareRoot, Tapered
 from sciddiff.methods.annealed import CMCD
 from sciddiff.methods.base import GuidedDenoiser, Method
+from sciddiff.methods.blind import BlindDPS
 from sciddiff.methods.enkg import EnKG, KalmanDiffusion
 from sciddiff.methods.guidance import DPS, LGD, DPSDenoiser
 from sciddiff.methods.kalman import EKI, EnsembleKalman, TemperedEKI
@@ -35,6 +36,7 @@ __all__ = [
     "MMPS",
     "TDS",
     "TMPD",
+    "BlindDPS",
     "DPSDenoiser",
     "DPnP",
     "DiffPIR",
@@ -62,8 +64,16 @@ __all__ = [
     "methods_for",
 ]
 
-METHODS: tuple[type[Method], ...] = (MMPS, GaussianVI, EnsembleKalman, DPSDenoiser, DPS)
-"""In the order in which they are tried: what is exact for Gaussians comes first. The first that fits is the default."""
+METHODS: tuple[type[Method], ...] = (
+    MMPS, GaussianVI, LocalGaussian, EnsembleKalman,
+    Particles, MCGDiff, TDS, MixtureVI, CMCD,
+    PnPDM, DPnP, DAPS,
+    PiGDM, TMPD, LGD, DPSDenoiser, DPS,
+    DDRM, DDNM, DiffPIR, RePaint,
+    REDDiff, KalmanDiffusion, TemperedEKI, EKI, EnKG,
+)  # fmt: skip
+"""In the order in which they are tried: the first that fits is the default. The first line is cheap and exact for
+Gaussians; then come particles and variational fits, splitting, guidance, transitions, points and ensembles."""
 
 
 def fitting(posterior: Posterior) -> list[str]:

@@ -7,6 +7,7 @@ from sciddiff.operators.base import LinearOperator, Operator, compose
 from sciddiff.operators.baselines import tikhonov
 from sciddiff.operators.basic import Identity, Matrix, embedding, stack
 from sciddiff.operators.blackbox import BlackBox, Failure, black_box
+from sciddiff.operators.blind import BlindConvolution, views
 from sciddiff.operators.darcy import Darcy
 from sciddiff.operators.external import External
 from sciddiff.operators.fourier import Fourier
@@ -17,6 +18,7 @@ from sciddiff.operators.tomography import Radon, fbp
 
 __all__ = [
     "BlackBox",
+    "BlindConvolution",
     "Convolution",
     "Darcy",
     "Downsample",
@@ -47,4 +49,5 @@ __all__ = [
     "restrict",
     "stack",
     "tikhonov",
+    "views",
 ]
