@@ -36,7 +36,16 @@ if TYPE_CHECKING:
 
     from sciddiff.posterior import Posterior
 
-__all__ = ["c2st", "coverage_test", "hits_p_value", "log_likelihood", "sbc", "tarp", "uniformity_p_value"]
+__all__ = [
+    "c2st",
+    "coverage_test",
+    "hits_p_value",
+    "log_likelihood",
+    "sbc",
+    "tarp",
+    "uniformity_band",
+    "uniformity_p_value",
+]
 
 Quantity = Callable[[Any], "xr.DataArray"]
 
@@ -468,6 +477,41 @@ def uniformity_p_value(ranks: Array, draws: int) -> float:
     g = float(_tails(ranks.size, draws)[np.arange(len(cuts)), count].min())
     # rounded, so that thresholds that mirror each other share an entry of the cache
     return _crossing(ranks.size, draws, float(f"{g:.10e}"))
+
+
+def uniformity_band(cases: int, draws: int, level: float = 0.95) -> tuple[Array, Array, Array]:
+    """The band that holds the whole distribution function of uniform ranks with a chance of at least ``level``.
+
+    Args:
+        cases: number of ranks.
+        draws: number of draws that the truth was ranked among.
+        level: the chance, in (0, 1).
+
+    Returns:
+        Where, ``i / (draws + 1)`` for at most 100 i; and the least and the largest number of ranks below i there.
+
+    Raises:
+        InputError: a level outside (0, 1).
+
+    Source: as `uniformity_p_value`: ranks lie in the band unless their p-value is below ``1 - level``.
+
+    Example:
+        >>> where, low, high = uniformity_band(100, 3, 0.95)
+        >>> where.tolist(), low.tolist(), high.tolist()
+        ([0.25, 0.5, 0.75], [15, 39, 65], [35, 61, 85])
+    """
+    check_levels([level])
+    tails = _tails(cases, draws)
+    # how far out counts can get, and of those the farthest that is still likely enough
+    reached = np.unique(tails[tails < 1])
+    first, last = 0, len(reached)
+    while first < last:
+        middle = (first + last) // 2
+        likely = _crossing(cases, draws, float(f"{reached[middle]:.10e}")) > 1 - level
+        first, last = (first, middle) if likely else (middle + 1, last)
+    inside = tails >= (reached[first] * (1 - 1e-9) if first < len(reached) else 1.0)
+    z = _thresholds(draws) / (draws + 1)
+    return z, inside.argmax(axis=1), cases - inside[:, ::-1].argmax(axis=1)
 
 
 def _thresholds(draws: int) -> Array:

@@ -17,9 +17,12 @@ from sciddiff.diagnostics.calibration import (
     log_likelihood,
     sbc,
     tarp,
+    uniformity_band,
     uniformity_p_value,
 )
 from sciddiff.errors import InputError, MissingDependencyError
+from sciddiff.plot import rank_ecdf
+from sciddiff.plot.style import BLUE, VERMILION
 
 TESTS = [sbc, tarp, coverage_test]
 
@@ -62,6 +65,39 @@ def test_uniformity_p_value_is_tiny_and_positive_where_rounding_leaves_nothing()
 def test_uniformity_p_value_does_not_know_up_from_down():
     r = np.random.default_rng(1).integers(0, 16, 70)
     assert uniformity_p_value(r, 19) == pytest.approx(uniformity_p_value(19 - r, 19), rel=1e-8)
+
+
+@pytest.mark.parametrize(("n", "draws"), [(40, 9), (200, 99)])
+def test_ranks_leave_the_band_exactly_where_their_p_value_is_below_its_level(n, draws):
+    rng = np.random.default_rng(0)
+    z, low, high = uniformity_band(n, draws, 0.8)
+    for _ in range(100):
+        ranks = rng.integers(0, draws + 1, n)
+        count = (ranks[:, None] < np.rint(z * (draws + 1))).sum(0)
+        inside = bool(((low <= count) & (count <= high)).all())
+        assert inside == (uniformity_p_value(ranks, draws) > 0.2)
+
+
+def test_the_curve_of_sbc_is_the_share_of_ranks_below_and_red_where_it_leaves_the_band():
+    from matplotlib.colors import same_color
+    from matplotlib.figure import Figure
+
+    draws, truth = cases(19, 200, 1)
+    ax = rank_ecdf(sbc(0.4 * draws, 0.4 * truth), ax=Figure().subplots())
+    curve = ax.lines[1]
+    z = np.arange(1, 20) / 20
+    below = [((draws < truth).sum("sample").values[:, 0] < i).mean() for i in range(1, 20)]
+    np.testing.assert_allclose(curve.get_xdata(), z)
+    np.testing.assert_allclose(curve.get_ydata(), below - z, atol=1e-12)
+    assert same_color(curve.get_color(), BLUE)
+    shifted = rank_ecdf(tarp(draws, truth, references=truth * 0 - 1e3), ax=Figure().subplots())
+    assert same_color(shifted.lines[1].get_color(), BLUE)
+    wide = rank_ecdf(sbc(truth + 3 * (draws - truth), truth + 1), ax=Figure().subplots())
+    assert same_color(wide.lines[1].get_color(), VERMILION)
+    with pytest.raises(InputError, match="result"):
+        rank_ecdf(draws)
+    with pytest.raises(InputError, match="level"):
+        rank_ecdf(sbc(draws, truth), level=1.0)
 
 
 @pytest.mark.parametrize("ranks", [[-1, 2], [0, 20], [0.5], [[1, 2]], []])
