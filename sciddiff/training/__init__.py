@@ -1,5 +1,6 @@
-"""Training of neural priors: `train`, and what it is made of."""
+"""Training of neural priors: `train`, `train_ambient` from incomplete data, and what they are made of."""
 
+from sciddiff.training.ambient import Glimpse, MaskedNetwork, fit_incomplete, train_ambient
 from sciddiff.training.trainer import train
 
-__all__ = ["train"]
+__all__ = ["Glimpse", "MaskedNetwork", "fit_incomplete", "train", "train_ambient"]

@@ -49,6 +49,7 @@ from sciddiff.training.objective import Levels, losses
 __all__ = ["train"]
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
+Objective = Callable[..., Tensor]
 _BANDS = 6
 _RAMP = 0.1
 _DENSE_LIMIT = 4096
@@ -253,9 +254,10 @@ class Training:
         held_out: Tensor | None,
         augment: Augment | None,
         folder: Path | None,
+        objective: Objective = losses,
     ) -> None:
         self.untrained, self.plan, self.law, self.states = untrained, plan, law, states
-        self.augment, self.folder = augment, folder
+        self.augment, self.folder, self.objective = augment, folder, objective
         self.held_out = None if held_out is None else self.normal(held_out)
         self.validation = None if held_out is None else _digest(held_out)
         self.network = untrained.network.train()
@@ -304,7 +306,9 @@ class Training:
         sigma = self.law.draw(len(z0), levels)
         noise = Streams(self.plan.seed, [self.step], purpose="training noise")
         with _own_randomness(self.network, self.plan.seed, self.step):
-            loss = losses(self.untrained.preconditioning, self.network, z0, sigma.to(z0.device), noise)
+            loss = self.objective(
+                self.untrained.preconditioning, self.network, z0, sigma.to(z0.device), noise
+            )
         self.optimiser.zero_grad()
         loss.mean().backward()
         self.optimiser.step()
@@ -356,7 +360,7 @@ class Training:
             for start in range(0, len(z0), size):
                 part = slice(start, start + size)
                 streams = Streams(self.plan.seed, [start], purpose="validation noise")
-                loss = losses(
+                loss = self.objective(
                     self.untrained.preconditioning, self.average, z0[part], sigma[part].to(z0.device), streams
                 )
                 total += float(loss.double().sum())
@@ -425,6 +429,7 @@ class Training:
                         "sigmas": [f"{self.law.low:.6g}", f"{self.law.high:.6g}", self.law.normal],
                         "validation": self.validation,
                         "dtype": str(prior.dtype),
+                        **({} if self.objective is losses else {"objective": repr(self.objective)}),
                     }
                 )
             )
