@@ -18,6 +18,7 @@ from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.linalg import cg, lanczos_root
 from sciddiff.methods.base import Guided, GuidedDenoiser, Run, tweedie
 from sciddiff.noise import Gaussian
+from sciddiff.priors.spread import learned, unit
 from sciddiff.random import Streams
 from sciddiff.solvers import DPMSolver, Moments, Solver
 
@@ -33,7 +34,8 @@ _FORM_LIMIT = 2**27
 _FEW = 8
 # draws of N(0, Cov) are held to no less than this share of the noise's variance, which hides what is smaller
 _SMALL = 1e-3
-_CHOICES = ("exact", "guarded", "gaussian", "unit", "scalar")
+_unit = unit
+_CHOICES = ("exact", "guarded", "gaussian", "unit", "scalar", "learned")
 
 
 @final
@@ -53,6 +55,8 @@ class MMPS(GuidedDenoiser):
             - "gaussian": that of the Gaussian fitted to the prior: positive, no VJP. The default of trained priors.
             - "unit": that of a Gaussian of variance one in normalised units: positive, no VJP. The default of networks
               without a fitted Gaussian.
+            - "learned": "gaussian", or "unit" without a fitted Gaussian, times the factor that `training.calibrate`
+              measured on held-out states at each noise level.
             - "scalar": ``gamma sigma^2 C`` in the solve and one VJP outside (Rozet and Louppe 2023, SDA).
         rtol: relative residual of the Krylov solves, in the norm of ``R^-1``; float32 does not reach much less than
             the default.
@@ -120,6 +124,8 @@ class MMPS(GuidedDenoiser):
             and posterior.prior.gaussian_covariance(posterior.prior.sigma_max) is None
         ):
             return "the prior holds no fitted Gaussian for covariance='gaussian'"
+        if reason is None and self.choice(posterior) == "learned" and posterior.prior.spread is None:
+            return "the prior has no measured spread for covariance='learned'; see training.calibrate"
         return reason
 
     def guide(self, run: Run) -> Guided:
@@ -130,6 +136,8 @@ class MMPS(GuidedDenoiser):
             return _Fixed(self, run, run.prior.gaussian_covariance)
         if choice == "unit":
             return _Fixed(self, run, partial(_unit, run.prior.reference))
+        if choice == "learned":
+            return _Fixed(self, run, partial(learned, run.prior))
         if choice == "scalar":
             return _Scalar(self, run)
         if run.prior.covariance(run.prior.sigma_max) is not None:
@@ -207,12 +215,6 @@ class _Fixed:
         for i in pattern.unique().tolist():
             v[pattern == i] = torch.cholesky_solve(r[pattern == i].double().T, factor[i]).T.to(r)
         return v
-
-
-def _unit(reference: Covariance, sigma: float) -> Covariance:
-    """``Cov[z0 | z]`` of ``N(0, C/c)``, with ``c`` the mean variance of ``C``: of variance one per value."""
-    variance = 1.0 / float(reference.variance().mean())
-    return multiple(reference, sigma**2 * variance / (variance + sigma**2))
 
 
 @final

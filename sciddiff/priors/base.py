@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sciddiff.posterior import Posterior
     from sciddiff.priors.neural import NetworkPrior
     from sciddiff.priors.paths import Path
+    from sciddiff.priors.spread import Spread
     from sciddiff.solvers.base import Solver
 
 __all__ = ["Normalisation", "Prior", "level"]
@@ -118,6 +119,7 @@ class Prior(ABC):
         normalised: whether ``z`` varies by about one; False for networks that came without a normalisation.
         season: mean of each calendar month, ``(12, ...)`` in physical units, for priors over monthly
             windows of anomalies that may start in any month; None for other priors.
+        spread: measured size of the denoising covariance, see `training.calibrate`; None where it was not.
     """
 
     space: Space
@@ -130,6 +132,7 @@ class Prior(ABC):
     exact: bool = False
     normalised: bool = True
     season: torch.Tensor | None = None
+    spread: Spread | None = None
 
     @abstractmethod
     def denoise(self, z: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:

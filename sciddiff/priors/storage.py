@@ -37,6 +37,7 @@ from sciddiff.priors.base import Normalisation, Prior
 from sciddiff.priors.files import pack, read_document, read_tensors, seal, write
 from sciddiff.priors.gaussian import GaussianPrior
 from sciddiff.priors.neural import NeuralPrior, evaluating
+from sciddiff.priors.spread import Spread
 from sciddiff.random import Streams
 from sciddiff.spaces import Space
 
@@ -172,6 +173,9 @@ def _neural(prior: NeuralPrior, tensors: dict[str, Tensor], half: bool) -> dict[
         **document,
         "largest": prior.largest,
         "history": prior.history,
+        "spread": None
+        if prior.spread is None
+        else {"levels": prior.spread.levels, "factors": prior.spread.factors},
         "network": _identify(prior.network),
         "answer": _answer(prior),
     }
@@ -305,6 +309,9 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor], network: 
         **levels,
     )
     _check_answer(prior, document["answer"])
+    # files of before there were spreads have none
+    spread = document.get("spread")
+    prior.spread = None if spread is None else Spread(spread["levels"], spread["factors"])
     return prior
 
 
