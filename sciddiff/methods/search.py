@@ -9,10 +9,11 @@ as the candidates grow, with a bias of ``-E_p[w^2 (f - E[f | y])] / (k E_p[w]^2)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
+import numpy as np
 import torch
 
 from sciddiff.covariance import Covariance
@@ -77,9 +78,9 @@ class BestOfN(Method):
     def draw(self, run: Run) -> torch.Tensor:
         """Draw the candidates of every draw from the prior, and keep one."""
         judge, out, logs, of = Judge(run), [], [], []
-        for rows, index in families(run, self.candidates, "best of n"):
-            z = _prior_draws(run, self._streams(run, rows, index))
-            z = z.reshape(len(index), self.candidates, *z.shape[1:])
+        for rows in families(run, self.candidates, "best of n"):
+            z = _prior_draws(run, _Family(rows.streams, self.candidates))
+            z = z.reshape(len(rows.cases), self.candidates, *z.shape[1:])
             log = judge(z, rows.cases)
             out.append(take(z, kept(log, rows, self.choice)))
             logs.append(log)
@@ -92,13 +93,6 @@ class BestOfN(Method):
         run.notes["log_evidence"] = evidence[0] if len(evidence) == 1 else evidence
         run.notes["ess"] = float(effective(log).mean())
         return torch.cat(out)
-
-    def _streams(self, run: Run, rows: Rows, index: list[int]) -> Streams:
-        k = self.candidates
-        draws = [i * k + j for i in index for j in range(k)]
-        return Streams(
-            run.seed, draws, rows.cases.repeat_interleave(k).tolist(), purpose="best of n, candidates"
-        )
 
 
 @final
@@ -158,7 +152,7 @@ class NoiseSearch(Method):
         """Walk every row through noises."""
         judge, out, ends = Judge(run), [], []
         solver = run.record(DPMSolver(steps=run.steps or self.steps))
-        for rows, _ in families(run, self.candidates + 1, "noise search"):
+        for rows in families(run, self.candidates + 1, "noise search"):
 
             def settled(
                 white: torch.Tensor, held: list[torch.Tensor], rows: Rows = rows
@@ -252,7 +246,7 @@ class SCG(Method):
         prior, steps = run.prior, run.steps or self.steps
         sigmas, judge, out = Karras().sigmas(steps, prior.sigma_min, prior.sigma_max), Judge(run), []
         run.notes["steps"] = steps
-        for rows, _ in families(run, self.candidates, "stochastic control"):
+        for rows in families(run, self.candidates, "stochastic control"):
             walk = self._tried if self.choice == "best" else self._drawn
             out.append(walk(run, judge, rows, sigmas))
         if judge.shares:
@@ -372,13 +366,40 @@ class Judge:
         return torch.where(values.isnan(), worst, values)
 
 
-def families(run: Run, each: int, purpose: str) -> Iterable[tuple[Rows, list[int]]]:
-    """The rows of the result in chunks that leave room for ``each`` candidates a row, and which draw each row is."""
+def families(run: Run, each: int, purpose: str) -> Iterable[Rows]:
+    """The rows of the result in chunks that leave room for ``each`` candidates a row."""
     cases = run.posterior.cases
     for part in chunks(run.n * cases, run.prior.space.size * each, run.chunk):
         of, draws = [i % cases for i in part], [i // cases for i in part]
         index = torch.tensor(of, dtype=torch.long, device=run.prior.device)
-        yield Rows(index, Streams(run.seed, draws, of, purpose=purpose)), draws
+        yield Rows(index, Streams(run.seed, draws, of, purpose=purpose))
+
+
+@final
+class _Family(Streams):
+    """k rows for every stream, which serves them one after the other."""
+
+    def __init__(self, streams: Streams, k: int) -> None:
+        self.streams, self.k = streams, k
+
+    def __len__(self) -> int:
+        return len(self.streams) * self.k
+
+    def normal(
+        self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
+        """Standard normals ``(rows, *shape)``."""
+        return self.streams.normal((self.k, *shape), dtype=dtype, device=device).flatten(0, 1)
+
+    def uniform(
+        self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
+        """Uniforms on [0, 1), ``(rows, *shape)``."""
+        return self.streams.uniform((self.k, *shape), dtype=dtype, device=device).flatten(0, 1)
+
+    def numpy(self) -> list[np.random.Generator]:
+        """The rows' generators, each k times."""
+        return [generator for generator in self.streams.numpy() for _ in range(self.k)]
 
 
 def picked(log: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

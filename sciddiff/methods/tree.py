@@ -67,7 +67,7 @@ class TreeSampling(Method):
     choice: str = "weighted"
     lam: float = 1.0
     width: float = 1.0
-    power: float = 0.5
+    power: float = 0.7
 
     def __post_init__(self) -> None:
         whole("rollouts", self.rollouts, 1)
@@ -89,7 +89,7 @@ class TreeSampling(Method):
         steps = run.steps or self.steps
         judge, out, evidence = Judge(run), [], []
         run.notes["steps"] = steps
-        for rows, _ in families(run, self.rollouts * 2 * (steps + 1), "tree"):
+        for rows in families(run, self.rollouts * 2 * (steps + 1), "tree"):
             trees = _Trees(run, self, rows, steps)
             for i in run.bar(range(self.rollouts)):
                 trees.grow(i, judge)

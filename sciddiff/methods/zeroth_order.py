@@ -46,7 +46,7 @@ class Clouded(Method):
         """Integrate the guided denoiser, chunk by chunk; the solver is `Ancestral` where none is named."""
         out, judge = [], Judge(run)
         solver = run.record((run.solver or Ancestral()).with_steps(run.steps))
-        for rows, _ in families(run, self.candidates, type(self).__name__):
+        for rows in families(run, self.candidates, type(self).__name__):
             guided = self.guided(run, judge, rows)
             out.append(integrate(run.prior, guided, rows.streams, solver, None, run.bar))
         if judge.shares:
