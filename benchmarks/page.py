@@ -37,7 +37,8 @@ Made by `python benchmarks/fidelity.py`, which keeps what it measured in `benchm
   leave what the first row shows.
 - **Inside** is the exact posterior's share in the central 50 % and 90 % intervals of the draws, averaged over the values.
 - **SBC** is the p-value of simulation-based calibration, {sbc}: ranks of marginals, projections,
-  products and the log-likelihood. A small one is a fault found; under 0.001 is beyond doubt.
+  products and the log-likelihood. A small one is a fault found, under 0.001 beyond doubt; a large one shows little, since
+  modes of wrong weight hardly move a rank. Blank where it was not run.
 - Forwards of the denoiser, VJPs through it and operator calls are **per draw**; seconds are CPU seconds for {draws} draws on
   one core of a busy machine.
 

@@ -11,6 +11,9 @@ from functools import partial
 
 from sciddiff import methods
 from sciddiff.methods import Method
+from sciddiff.methods.search import SCG, BestOfN, NoiseSearch
+from sciddiff.methods.tree import TreeSampling
+from sciddiff.methods.zeroth_order import DPG, GSG
 from sciddiff.solvers import Ancestral, DPMSolver, Moments, Solver
 from sciddiff.testing import ExactProblem, exact, trusted
 
@@ -38,6 +41,8 @@ MIXTURES = tuple(name for name in ALL if name.startswith("mixture,"))
 WIDE = tuple(name for name in ALL if "80 d" in name)
 WALKS = ("Laplace walk", "Bernoulli-Laplace walk")
 # one linear Gaussian problem, and every kind that is not Gaussian: what costly and minor rows are tried on
+# few dimensions, for what searches
+SMALL = ("vector", "mixture, 2 data", "curved mixture")
 PLAIN = ("series", "mixture, 2 data", "Laplace walk")
 LINES = ("series", "Laplace walk")
 CORE = ("series", *MIXTURES, "Laplace walk", "curved mixture")
@@ -135,5 +140,14 @@ ROWS: list[Row] = [
     Row("TemperedEKI, as many members as draws", methods.TemperedEKI()),
     Row("EKI, as many members as draws", methods.EKI()),
     Row("KalmanDiffusion, 16 steps", methods.KalmanDiffusion()),
+    Row("BestOfN, 256 candidates", BestOfN(candidates=256), on=SMALL),
+    Row("NoiseSearch (default)", NoiseSearch(), on=SMALL),
+    Row("SCG, 64 candidates (default)", SCG(), on=SMALL),
+    Row("SCG as published, 16 candidates, 64 steps", SCG(16, choice="best", free=0.25, steps=64), on=SMALL),
+    Row("DPG, 256 candidates", DPG(256), on=SMALL),
+    Row("DPG as published, 256 candidates, strength 0.5", DPG(256, strength=0.5), on=SMALL),
+    Row("GSG (default)", GSG(), on=SMALL),
+    Row("GSG as published, strength 0.5", GSG(strength=0.5), on=SMALL),
+    Row("TreeSampling (default)", TreeSampling(), on=SMALL),
     Row("EnKG, 40 steps", methods.EnKG(steps=40), on=PLAIN),
 ]  # fmt: skip
