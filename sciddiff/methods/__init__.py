@@ -12,6 +12,7 @@ from sciddiff.methods.enkg import EnKG, KalmanDiffusion
 from sciddiff.methods.guidance import DPS, LGD, DPSDenoiser
 from sciddiff.methods.kalman import EKI, EnsembleKalman, TemperedEKI
 from sciddiff.methods.linearised import TMPD, LocalGaussian
+from sciddiff.methods.mbir import DiffusionMBIR, WeightedMBIR
 from sciddiff.methods.mixture_vi import MixtureVI
 from sciddiff.methods.mmps import MMPS
 from sciddiff.methods.particles import TDS, MCGDiff, Particles
@@ -40,6 +41,7 @@ __all__ = [
     "DPSDenoiser",
     "DPnP",
     "DiffPIR",
+    "DiffusionMBIR",
     "EnKG",
     "EnsembleKalman",
     "GaussianVI",
@@ -59,6 +61,7 @@ __all__ = [
     "SquareRoot",
     "Tapered",
     "TemperedEKI",
+    "WeightedMBIR",
     "default_method",
     "fitting",
     "methods_for",
