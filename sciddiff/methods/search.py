@@ -41,7 +41,9 @@ class BestOfN(Method):
     With ``choice="weighted"`` each is kept with probability ``~ p(y | A(x))``: draws of the posterior as the candidates
     grow, whose bias falls as one over their number. The number that is needed grows with what the data say,
     as ``exp`` of the information in nats: this is for few data or loose ones, and a reference for other methods
-    there. ``choice="best"`` is best-of-N as published: a maximum, not a draw.
+    there. On a Gaussian vector (8 values, 4 data with errors of 0.3 of the prior's sd; 300 draws of three problems) 1024
+    candidates had means 0.06 posterior standard deviations off (rms), as exact draws have. ``choice="best"`` is best-of-N
+    as published: a maximum, not a draw.
 
     Args:
         candidates: draws of the prior for each draw.
@@ -109,7 +111,13 @@ class NoiseSearch(Method):
     ``u = a n + radius e``, ``n_j = a u + radius e_j``, ``a^2 + radius^2 = 1``. Given u the present noise and its
     neighbours are exchangeable under the prior, so that keeping one of them all with probability ``~ p(y | A(z0))`` is
     a Gibbs step (Tjelmeland 2004): it leaves the posterior under the solver's prior as it is, and draws
-    tend to it with the iterations, whatever the number of neighbours.
+    tend to it with the iterations, whatever the number of neighbours. Data that are many or precise ask for a
+    smaller radius and more iterations.
+
+    In the setting of `BestOfN` 32 iterations of 8 neighbours had means 0.06 posterior standard deviations off (rms) and standard
+    deviations 0.97 to 1.11 of the exact ones; with "best" and radius 0.2 these were 0.48, and 0.43 to 1.07. On an
+    Ornstein-Uhlenbeck series (64 times, 16 observed with errors of 0.1) the same number of iterations was too few by far: means
+    1.0 off, standard deviations up to 4.5 times too large (0.74 and 2.9 with radius 0.2).
 
     Args:
         candidates: noises of an iteration.
@@ -197,6 +205,11 @@ class SCG(Method):
     simulation a candidate. Where ``N(D, V)`` is ``p(z0 | z)``, as for Gaussian priors, this is ``p(z_t | z_s, y)`` as the
     candidates grow, in any number of steps. They should be many beside what the data say of ``N(D, V)``: with few, the one
     that fits best is kept at every step.
+
+    In the setting of `BestOfN` "weighted" with 256 candidates and 16 steps had means 0.06 posterior standard deviations off (rms)
+    and standard deviations 0.95 to 1.09 of the exact ones; "best", with 64 candidates and 64 steps, 1.4 and 0.30 to 0.86.
+    On the series of `NoiseSearch`, whose 16 data say far more than 256 candidates can tell apart, these were 0.82 and 1.0 to
+    3.6, and 0.28 and 0.07 to 0.92.
 
     Args:
         candidates: of every step.
@@ -414,9 +427,9 @@ def picked(log: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """
     possible(log)
     steps = log.double().softmax(1).cumsum(1)
-    return torch.searchsorted(steps / steps[:, -1:], u[:, None].to(steps), right=True)[:, 0].clamp(
-        max=log.shape[1] - 1
-    )
+    places = u[:, None].to(steps).contiguous()
+    index = torch.searchsorted(steps / steps[:, -1:], places, right=True)
+    return index[:, 0].clamp(max=log.shape[1] - 1)
 
 
 def kept(log: torch.Tensor, rows: Rows, choice: str) -> torch.Tensor:

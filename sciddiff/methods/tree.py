@@ -33,9 +33,15 @@ class TreeSampling(Method):
     low levels serves the choice at the high ones; more rollouts go on where fewer ended. Trees of different
     draws grow side by side.
 
-    The law of a draw tends to the posterior under the chain as rollouts grow; how fast depends on the number of
-    levels, which share the rollouts: few steps are best here. Where the prior knows its covariance the chain is exact in any number of
-    steps; elsewhere it is the plain ancestral one, whose spread is too small in few steps.
+    The law of a draw tends to the posterior under the chain as rollouts grow. It does so slowly: nodes whose first leaves were
+    poor are not seen again, and the values of the others are means of few children, the fewer the more levels share
+    the rollouts. For ``N(0, 1)``, ``y = 1.5`` with errors of 0.5 and 3 levels the mean was 0.08 posterior standard deviations off with 32
+    rollouts and 0.03 with 128 (+- 0.03), the standard deviation 7 and 9 % too large; with 5 levels 0.24 and 0.15 off, 18 and 14 %.
+    `BestOfN` with as many candidates is nearer where data are loose, and `NoiseSearch` where they are precise.
+
+    Where the prior knows its covariance the chain is exact in any number of steps; elsewhere it is the plain
+    ancestral one, whose spread is too small in few steps. Data tell next to nothing of the highest level, and so a
+    tree has one state there, and one leaf below each state at the lowest.
 
     Args:
         rollouts: leaves that are simulated, at most, for each draw.

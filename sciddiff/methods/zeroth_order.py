@@ -74,6 +74,10 @@ class DPG(Clouded):
     length, which strength counts in rms widths of V. The momentum of the authors' code is left out. An optimiser, not a
     posterior, by construction.
 
+    In the setting of `BestOfN` 256 candidates and 32 steps had means 0.06 posterior standard deviations off (rms) and standard
+    deviations 0.82 to 0.92 of the exact ones, which is the solver's error; with strength 0.5 these were 0.37, and 0.85 to
+    1.13. On the series of `NoiseSearch` they were 0.67 and 1.0 to 3.2, and 0.49 and 0.86 to 3.0.
+
     Args:
         candidates: states around each D.
         strength: None, or the length of the published gradient.
@@ -140,6 +144,11 @@ class GSG(Clouded):
     over one standard deviation of ``N(D, Cov)``. It knows the noise, is exact for one datum and a Gaussian prior as the
     candidates grow, and is the first step of a conjugate gradient to `MMPS` for many. Convex stretches of l count
     as straight, and directions along which a network's ``Cov`` is not positive are not followed.
+
+    In the setting of `BestOfN`, of 4 data, 64 candidates and 32 steps had means 0.51 posterior standard deviations off (rms) and
+    standard deviations 0.83 to 1.2 of the exact ones, with strength 0.5 0.46 and 0.83 to 1.2: one direction is not enough for four
+    data. On the series of `NoiseSearch` these were 0.35 and 0.85 to 1.6 (0.20 and 0.79 to 1.06 with 256 candidates), and with
+    strength 0.5 0.93 and 0.93 to 4.1.
 
     Args:
         candidates: directions of each gradient.

@@ -95,7 +95,7 @@ def test_a_walk_comes_to_a_leaf_with_the_product_of_its_choices():
             go(depth + 1, child, p * q)
 
     go(0, 0, 1.0)
-    found = torch.zeros(12)
+    found = torch.zeros_like(share)
     for _ in range(2000):
         (same,) = torch.nonzero((trees.z[0, :, -1] == trees.leaf()[0]).all(1))[0]
         found[same] += 1
