@@ -65,6 +65,13 @@ def train_ambient(
     where few values are missing; `Glimpse` shows it a pattern like those of the training, as published.
     With `DPS` on a `Glimpse` that is A-DPS (Aali et al. 2024, arXiv 2403.08728).
 
+    On 20000 states of a Gaussian series of six values, 40 % of them missing, an MLP of width 64 (1200 steps of 256
+    states) came within 3 % of the posterior variance of the exact ``E[z0 | z]`` at noise from 0.1 to 3 times the
+    standard deviation (4 to 11 % for `train` on gaps filled with zeros), and the standard deviations of its draws were
+    1.04 to 1.10 of the exact ones (0.73 to 0.78). After half that training and with two of the values observed,
+    `DPS` of 200 steps was as far off as with the exact prior, the means 0.4 posterior standard deviations (rms). `MMPS`
+    needs more exact slopes than that network had, and drew 2 to 7 times too wide: take it on `fit_incomplete`.
+
     Args:
         data: states in physical units along ``batch_dim``, NaN where missing.
         space: the states.
@@ -244,8 +251,8 @@ class MaskedNetwork(nn.Module):
         channels: channels of a state.
 
     Example:
-        >>> net = MaskedNetwork(nn.Identity(), 1)
-        >>> net.inner = lambda x, time: x
+        >>> from sciddiff.networks import MLP
+        >>> net = MaskedNetwork(MLP(features=6, width=8, depth=1), 1)
         >>> net(torch.ones(1, 1, 3), torch.zeros(1)).shape
         torch.Size([1, 1, 3])
     """
@@ -267,7 +274,8 @@ class Glimpse(Prior):
     """A prior of `train_ambient` that sees a fixed part of every noisy state: ``D = E[z0 | B z, B]``.
 
     What the published samplers integrate (Daras et al. 2023, section 4.2, "fixed mask"). It is no denoiser of a law:
-    draws are those of the means, too narrow where little is shown.
+    where something is hidden draws are of the means and so too narrow, 0.3 of the posterior's standard deviation
+    in the example of `train_ambient`, with four of the six values shown.
 
     Args:
         prior: made by `train_ambient`.
@@ -277,11 +285,11 @@ class Glimpse(Prior):
         InputError: on another prior or a mask of another shape.
 
     Example:
-        >>> net = MaskedNetwork(nn.Identity(), 1)
-        >>> net.inner = lambda x, time: 0 * x
+        >>> from sciddiff.networks import MLP
+        >>> net = MaskedNetwork(MLP(features=6, width=8, depth=1), 1)
         >>> units = Normalisation(torch.zeros(3), torch.ones(3))
         >>> prior = NeuralPrior(net, Space({"i": 3}), units, largest=1.0)
-        >>> Glimpse(prior, [True, False, True]).denoise(torch.ones(1, 3, dtype=torch.float64), 1.0).tolist()
+        >>> Glimpse(prior, [True, False, True]).denoise(torch.ones(1, 3), 1.0).tolist()
         [[0.5, 0.0, 0.5]]
     """
 
