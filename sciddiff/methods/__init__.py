@@ -18,9 +18,12 @@ from sciddiff.methods.mmps import MMPS
 from sciddiff.methods.particles import TDS, MCGDiff, Particles
 from sciddiff.methods.pigdm import PiGDM
 from sciddiff.methods.reddiff import REDDiff
+from sciddiff.methods.search import SCG, BestOfN, NoiseSearch
 from sciddiff.methods.splitting import DAPS, DPnP, PnPDM
 from sciddiff.methods.transitions import DDNM, DDRM, DiffPIR, RePaint
+from sciddiff.methods.tree import TreeSampling
 from sciddiff.methods.variational import GaussianVI
+from sciddiff.methods.zeroth_order import DPG, GSG
 
 if TYPE_CHECKING:
     from sciddiff.posterior import Posterior
@@ -30,13 +33,17 @@ __all__ = [
     "DAPS",
     "DDNM",
     "DDRM",
+    "DPG",
     "DPS",
     "EKI",
+    "GSG",
     "LGD",
     "METHODS",
     "MMPS",
+    "SCG",
     "TDS",
     "TMPD",
+    "BestOfN",
     "BlindDPS",
     "DPSDenoiser",
     "DPnP",
@@ -52,6 +59,7 @@ __all__ = [
     "MCGDiff",
     "Method",
     "MixtureVI",
+    "NoiseSearch",
     "Particles",
     "Perturbed",
     "PiGDM",
@@ -61,6 +69,7 @@ __all__ = [
     "SquareRoot",
     "Tapered",
     "TemperedEKI",
+    "TreeSampling",
     "WeightedMBIR",
     "default_method",
     "fitting",

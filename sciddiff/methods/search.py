@@ -1,9 +1,10 @@
 """Search among candidates by the likelihood's values alone: for black boxes, and for noise of any kind.
 
-A family of candidates is drawn for every draw, and one of them is kept. Keeping the best is what is published: the more
-candidates there are, the nearer the result is to a maximum of the likelihood, and the further from a draw. Keeping one
-with probability ``w_j / sum w``, ``w_j = p(y | A(x_j))``, is importance resampling: ``x_j ~ p`` gives ``p(x | y) ~ p(x) w(x)``
-as the candidates grow, with a bias of ``-E_p[w^2 (f - E[f | y])] / (k E_p[w]^2)`` in the mean of any f.
+A family of candidates is drawn for every draw, and one of them is kept. Keeping the best is what is
+published: the more candidates there are, the nearer the result is to a maximum of the likelihood, and the
+further from a draw. Keeping one with probability ``w_j / sum w``, ``w_j = p(y | A(x_j))``, is importance
+resampling: ``x_j ~ p`` gives ``p(x | y) ~ p(x) w(x)`` as the candidates grow, with a bias of ``-E_p[w^2 (f -
+E[f | y])] / (k E_p[w]^2)`` in the mean of any f.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ __all__ = ["SCG", "BestOfN", "Judge", "NoiseSearch", "families", "picked", "poss
 class BestOfN(Method):
     """As many draws of the prior for every draw of the posterior, of which one is kept; for any operator and noise.
 
-    With ``choice="weighted"`` each is kept with probability ``~ p(y | A(x))``: draws of the posterior as the candidates
-    grow, whose bias falls as one over their number. The number that is needed grows with what the data say,
-    as ``exp`` of the information in nats: this is for few data or loose ones, and a reference for other methods
-    there. On a Gaussian vector (8 values, 4 data with errors of 0.3 of the prior's sd; 300 draws of three problems) 1024
-    candidates had means 0.06 posterior standard deviations off (rms), as exact draws have. ``choice="best"`` is best-of-N
-    as published: a maximum, not a draw.
+    With ``choice="weighted"`` each is kept with probability ``~ p(y | A(x))``: draws of the posterior as the
+    candidates grow, whose bias falls as one over their number. The number that is needed grows with what the
+    data say, as ``exp`` of the information in nats: this is for few data or loose ones, and a reference for
+    other methods there. On a Gaussian vector (8 values, 4 data with errors of 0.3 of the prior's sd; 300
+    draws of three problems) 1024 candidates had means 0.06 posterior standard deviations off (rms), as exact
+    draws have. ``choice="best"`` is best-of-N as published: a maximum, not a draw.
 
     Args:
         candidates: draws of the prior for each draw.
@@ -53,8 +54,9 @@ class BestOfN(Method):
         InputError: on settings out of range.
         DivergenceError: if ``y`` is impossible under all candidates of a draw, or an operator that may not fail does.
 
-    The result records ``log_evidence``, the log of an unbiased estimate of ``p(y)`` where the prior's draws are exact;
-    ``ess``, the mean effective number of candidates of a draw; and ``failed_members``, simulations that failed.
+    The result records ``log_evidence``, the log of an unbiased estimate of ``p(y)`` where the prior's draws
+    are exact; ``ess``, the mean effective number of candidates of a draw; and ``failed_members``, simulations
+    that failed.
 
     Example:
         >>> import sciddiff as sd
@@ -102,22 +104,23 @@ class BestOfN(Method):
 class NoiseSearch(Method):
     """Search over the noise that a deterministic solver starts from (Ma et al. 2025, arXiv 2501.09732).
 
-    Every iteration solves the probability flow from some noises around the present one, and keeps one of them by
-    ``p(y | A(z0))``. The first family is of independent noise. With ``choice="best"`` the best neighbour becomes the
-    present one: the paper's zero-order search, with the likelihood as its verifier, or its random search for
-    radius 1. That is a climb towards a maximum, not a draw.
+    Every iteration solves the probability flow from some noises around the present one, and keeps one of them
+    by ``p(y | A(z0))``. The first family is of independent noise. With ``choice="best"`` the best neighbour
+    becomes the present one: the paper's zero-order search, with the likelihood as its verifier, or its random
+    search for radius 1. That is a climb towards a maximum, not a draw.
 
-    With ``choice="weighted"`` the neighbours are made around a hidden centre, itself a neighbour of the present noise,
-    ``u = a n + radius e``, ``n_j = a u + radius e_j``, ``a^2 + radius^2 = 1``. Given u the present noise and its
-    neighbours are exchangeable under the prior, so that keeping one of them all with probability ``~ p(y | A(z0))`` is
-    a Gibbs step (Tjelmeland 2004): it leaves the posterior under the solver's prior as it is, and draws
-    tend to it with the iterations, whatever the number of neighbours. Data that are many or precise ask for a
-    smaller radius and more iterations.
+    With ``choice="weighted"`` the neighbours are made around a hidden centre, itself a neighbour of the
+    present noise, ``u = a n + radius e``, ``n_j = a u + radius e_j``, ``a^2 + radius^2 = 1``. Given u the
+    present noise and its neighbours are exchangeable under the prior, so that keeping one of them all with
+    probability ``~ p(y | A(z0))`` is a Gibbs step (Tjelmeland 2004): it leaves the posterior under the
+    solver's prior as it is, and draws tend to it with the iterations, whatever the number of neighbours. Data
+    that are many or precise ask for a smaller radius and more iterations.
 
-    In the setting of `BestOfN` 32 iterations of 8 neighbours had means 0.06 posterior standard deviations off (rms) and standard
-    deviations 0.97 to 1.11 of the exact ones; with "best" and radius 0.2 these were 0.48, and 0.43 to 1.07. On an
-    Ornstein-Uhlenbeck series (64 times, 16 observed with errors of 0.1) the same number of iterations was too few by far: means
-    1.0 off, standard deviations up to 4.5 times too large (0.74 and 2.9 with radius 0.2).
+    In the setting of `BestOfN` 32 iterations of 8 neighbours had means 0.06 posterior standard deviations off
+    (rms) and standard deviations 0.97 to 1.11 of the exact ones; with "best" and radius 0.2 these were 0.48,
+    and 0.43 to 1.07. On an Ornstein-Uhlenbeck series (64 times, 16 observed with errors of 0.1) the same
+    number of iterations was too few by far: means 1.0 off, standard deviations up to 4.5 times too large
+    (0.74 and 2.9 with radius 0.2).
 
     Args:
         candidates: noises of an iteration.
@@ -196,20 +199,20 @@ class NoiseSearch(Method):
 class SCG(Method):
     """Stochastic control guidance (Huang et al. 2024, arXiv 2402.14285), for any operator and noise.
 
-    ``choice="best"`` is as published: every ancestral step is tried a few times, ``z_j``, and the one whose ``D(z_j)``
-    has the largest likelihood is kept; one forward a candidate. The noise's sd does not matter beyond the order of the
-    candidates, and more of them do not make it a posterior.
+    ``choice="best"`` is as published: every ancestral step is tried a few times, ``z_j``, and the one whose
+    ``D(z_j)`` has the largest likelihood is kept; one forward a candidate. The noise's sd does not matter
+    beyond the order of the candidates, and more of them do not make it a posterior.
 
-    ``choice="weighted"`` draws the step given ``y``: candidates ``x_j ~ N(D, V)`` of the clean state, one of them kept with
-    probability ``~ p(y | A(x_j))``, and the step to it, ``r z + (1 - r) x_j + t sqrt(1 - r) n``; one forward a step, and one
-    simulation a candidate. Where ``N(D, V)`` is ``p(z0 | z)``, as for Gaussian priors, this is ``p(z_t | z_s, y)`` as the
-    candidates grow, in any number of steps. They should be many beside what the data say of ``N(D, V)``: with few, the one
-    that fits best is kept at every step.
+    ``choice="weighted"`` draws the step given ``y``: candidates ``x_j ~ N(D, V)`` of the clean state, one of
+    them kept with probability ``~ p(y | A(x_j))``, and the step to it, ``r z + (1 - r) x_j + t sqrt(1 - r)
+    n``; one forward a step, and one simulation a candidate. Where ``N(D, V)`` is ``p(z0 | z)``, as for
+    Gaussian priors, this is ``p(z_t | z_s, y)`` as the candidates grow, in any number of steps. They should
+    be many beside what the data say of ``N(D, V)``: with few, the one that fits best is kept at every step.
 
-    In the setting of `BestOfN` "weighted" with 256 candidates and 16 steps had means 0.06 posterior standard deviations off (rms)
-    and standard deviations 0.95 to 1.09 of the exact ones; "best", with 64 candidates and 64 steps, 1.4 and 0.30 to 0.86.
-    On the series of `NoiseSearch`, whose 16 data say far more than 256 candidates can tell apart, these were 0.82 and 1.0 to
-    3.6, and 0.28 and 0.07 to 0.92.
+    In the setting of `BestOfN` "weighted" with 256 candidates and 16 steps had means 0.06 posterior standard
+    deviations off (rms) and standard deviations 0.95 to 1.09 of the exact ones; "best", with 64 candidates
+    and 64 steps, 1.4 and 0.30 to 0.86. On the series of `NoiseSearch`, whose 16 data say far more than 256
+    candidates can tell apart, these were 0.82 and 1.0 to 3.6, and 0.28 and 0.07 to 0.92.
 
     Args:
         candidates: of every step.

@@ -1,8 +1,9 @@
 """Diffusion tree sampling: a tree of partial denoisings for every draw, that grows where the data are met.
 
-A chain ``prod p(z_t | z_s)`` stands for the prior; its leaves are clean states. With ``v = log p(y | A(z0))`` at a leaf and the
-soft Bellman backup ``v(z_s) = log mean_c exp(v(c))`` over the children ``c ~ p(. | z_s)``, ``exp(v(z_s))`` tends to
-``p(y | z_s)``, and a walk from the root that takes a child with probability ``~ exp(v(c))`` to a draw of the posterior.
+A chain ``prod p(z_t | z_s)`` stands for the prior; its leaves are clean states. With ``v = log p(y | A(z0))``
+at a leaf and the soft Bellman backup ``v(z_s) = log mean_c exp(v(c))`` over the children ``c ~ p(. | z_s)``,
+``exp(v(z_s))`` tends to ``p(y | z_s)``, and a walk from the root that takes a child with probability ``~
+exp(v(c))`` to a draw of the posterior.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ __all__ = ["TreeSampling"]
 class TreeSampling(Method):
     """Diffusion tree sampling (Jain et al. 2025, arXiv 2506.20701), for any operator and noise.
 
-    Every draw owns a tree. A rollout walks down from the root, to a child with probability ``~ exp(v)``, until a node has
-    fewer than ``width * visits^power`` children; there it makes a new child and goes on to a leaf by itself, is judged
-    there, and the values of its way are backed up. The draw is the leaf of one more walk. What is learned at the
-    low levels serves the choice at the high ones; more rollouts go on where fewer ended. Trees of different
-    draws grow side by side.
+    Every draw owns a tree. A rollout walks down from the root, to a child with probability ``~ exp(v)``,
+    until a node has fewer than ``width * visits^power`` children; there it makes a new child and goes on to a
+    leaf by itself, is judged there, and the values of its way are backed up. The draw is the leaf of one more
+    walk. What is learned at the low levels serves the choice at the high ones; more rollouts go on where
+    fewer ended. Trees of different draws grow side by side.
 
-    The law of a draw tends to the posterior under the chain as rollouts grow. It does so slowly: nodes whose first leaves were
-    poor are not seen again, and the values of the others are means of few children, the fewer the more levels share
-    the rollouts. For ``N(0, 1)``, ``y = 1.5`` with errors of 0.5 and 3 levels the mean was 0.08 posterior standard deviations off with 32
-    rollouts and 0.03 with 128 (+- 0.03), the standard deviation 7 and 9 % too large; with 5 levels 0.24 and 0.15 off, 18 and 14 %.
-    `BestOfN` with as many candidates is nearer where data are loose, and `NoiseSearch` where they are precise.
+    The law of a draw tends to the posterior under the chain as rollouts grow. It does so slowly: nodes whose
+    first leaves were poor are not seen again, and the values of the others are means of few children, the
+    fewer the more levels share the rollouts. For ``N(0, 1)``, ``y = 1.5`` with errors of 0.5 and 3 levels the
+    mean was 0.08 posterior standard deviations off with 32 rollouts and 0.03 with 128 (+- 0.03), the standard
+    deviation 7 and 9 % too large; with 5 levels 0.24 and 0.15 off, 18 and 14 %. `BestOfN` with as many
+    candidates is nearer where data are loose, and `NoiseSearch` where they are precise.
 
     Where the prior knows its covariance the chain is exact in any number of steps; elsewhere it is the plain
-    ancestral one, whose spread is too small in few steps. Data tell next to nothing of the highest level, and so a
-    tree has one state there, and one leaf below each state at the lowest.
+    ancestral one, whose spread is too small in few steps. Data tell next to nothing of the highest level, and
+    so a tree has one state there, and one leaf below each state at the lowest.
 
     Args:
         rollouts: leaves that are simulated, at most, for each draw.
@@ -109,7 +111,8 @@ class TreeSampling(Method):
 class _Trees:
     """The trees of some rows. Rollout i makes at most one node a depth, which has the number i there.
 
-    States at ``sigmas[l]`` have depth l: the root, of number 0, is noise and has depth 0, leaves have depth ``steps``.
+    States at ``sigmas[l]`` have depth l: the root, of number 0, is noise and has depth 0, leaves have depth
+    ``steps``.
     """
 
     def __init__(self, run: Run, method: TreeSampling, rows: Rows, steps: int) -> None:

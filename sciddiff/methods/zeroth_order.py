@@ -61,22 +61,24 @@ class Clouded(Method):
 @final
 @dataclass(frozen=True)
 class DPG(Clouded):
-    """Diffusion policy gradient (Tang et al. 2024), for any operator and noise: states around ``D``, weighed by what they fetch.
+    """Diffusion policy gradient (Tang et al. 2024, arXiv 2403.10585): states around ``D``, weighed by their fit.
 
-    With ``strength=None``, ``D_y = D + sum_j w_j (x_j - D)``, ``x_j ~ N(D, V)``, ``w_j ~ p(y | A(x_j))``: the posterior mean
-    under ``N(D, V)``, which is the gradient of ``log E[p(y | A(x))]`` that `LGD` takes by backpropagation, and for Gaussian
-    priors and V the exact ``E[z0 | z, y]`` as the candidates grow. ``ess`` in the result is the mean share of the
-    candidates that count at the level where it is least: with many or precise data one candidate has all the weight, and
-    the draws spread too much and miss the data; more candidates mend that, as does a better V.
+    With ``strength=None``, ``D_y = D + sum_j w_j (x_j - D)``, ``x_j ~ N(D, V)``, ``w_j ~ p(y | A(x_j))``: the
+    posterior mean under ``N(D, V)``, which is the gradient of ``log E[p(y | A(x))]`` that `LGD` takes by
+    backpropagation, and for Gaussian priors and V the exact ``E[z0 | z, y]`` as the candidates grow. ``ess``
+    in the result is the mean share of the candidates that count at the level where it is least: with many or
+    precise data one candidate has all the weight, and the draws spread too much and miss the data; more
+    candidates mend that, as does a better V.
 
-    With a strength it is the published rule, which ignores the noise: rewards ``R_j = exp(-(L_j - min L)/mean L)`` of
-    ``L = |y - A(x)|^2``, less the mean of the others (the leave-one-out baseline), and ``sum_j (R_j - R) (x_j - D)`` at a fixed
-    length, which strength counts in rms widths of V. The momentum of the authors' code is left out. An optimiser, not a
-    posterior, by construction.
+    With a strength it is the published rule, which ignores the noise: rewards ``R_j = exp(-(L_j - min L)/mean
+    L)`` of ``L = |y - A(x)|^2``, less the mean of the others (the leave-one-out baseline), and ``sum_j (R_j -
+    R) (x_j - D)`` at a fixed length, which strength counts in rms widths of V. The momentum of the authors'
+    code is left out. An optimiser, not a posterior, by construction.
 
-    In the setting of `BestOfN` 256 candidates and 32 steps had means 0.06 posterior standard deviations off (rms) and standard
-    deviations 0.82 to 0.92 of the exact ones, which is the solver's error; with strength 0.5 these were 0.37, and 0.85 to
-    1.13. On the series of `NoiseSearch` they were 0.67 and 1.0 to 3.2, and 0.49 and 0.86 to 3.0.
+    In the setting of `BestOfN` 256 candidates and 32 steps had means 0.06 posterior standard deviations off
+    (rms) and standard deviations 0.82 to 0.92 of the exact ones, which is the solver's error; with strength
+    0.5 these were 0.37, and 0.85 to 1.13. On the series of `NoiseSearch` they were 0.67 and 1.0 to 3.2, and
+    0.49 and 0.86 to 3.0.
 
     Args:
         candidates: states around each D.
@@ -134,21 +136,24 @@ class DPG(Clouded):
 class GSG(Clouded):
     """Gaussian-smoothed gradients of the log-likelihood at ``D``, for black boxes behind a differentiable denoiser.
 
-    ``v = C^+ sum_j f_j n_j / k``, ``n_j ~ N(0, C)``, with ``f_j = (l(D + mu n_j) - l(D)) / mu``, "forward", or
-    ``(l(D + mu n_j) - l(D - mu n_j)) / (2 mu)``, "central", at twice the simulations; ``l = log p(y | A(.))``. On average
-    it is the gradient of ``l`` smoothed over ``N(0, mu^2 C)``; a draw of it is off by ``sqrt(d/k)`` of its length for d values.
+    ``v = C^+ sum_j f_j n_j / k``, ``n_j ~ N(0, C)``, with ``f_j = (l(D + mu n_j) - l(D)) / mu``, "forward",
+    or ``(l(D + mu n_j) - l(D - mu n_j)) / (2 mu)``, "central", at twice the simulations; ``l = log p(y |
+    A(.))``. On average it is the gradient of ``l`` smoothed over ``N(0, mu^2 C)``; a draw of it is off by
+    ``sqrt(d/k)`` of its length for d values.
 
-    With a strength it is pulled back and scaled to a fixed length, which strength counts in rms widths of ``z0`` given z; it
-    knows no noise level (DPS-GSG, in Zheng et al. 2025; a length in place of the norm of its residual). With ``strength=None`` the step is ``D_y = D + a c``, ``c = Cov v``, ``Cov = Cov[z0 | z]``, with the a that makes
-    ``l(D + a c) - a^2 c^T Cov^+ c / 2`` largest for an l of second order: two simulations more give its slope and curvature
-    over one standard deviation of ``N(D, Cov)``. It knows the noise, is exact for one datum and a Gaussian prior as the
-    candidates grow, and is the first step of a conjugate gradient to `MMPS` for many. Convex stretches of l count
-    as straight, and directions along which a network's ``Cov`` is not positive are not followed.
+    With a strength it is pulled back and scaled to a fixed length, which strength counts in rms widths of
+    ``z0`` given z; it knows no noise level (DPS-GSG, in Zheng et al. 2025; a length in place of the norm of
+    its residual). With ``strength=None`` the step is ``D_y = D + a c``, ``c = Cov v``, ``Cov = Cov[z0 | z]``,
+    with the a that makes ``l(D + a c) - a^2 c^T Cov^+ c / 2`` largest for an l of second order: two
+    simulations more give its slope and curvature over one standard deviation of ``N(D, Cov)``. It knows the
+    noise, is exact for one datum and a Gaussian prior as the candidates grow, and is the first step of a
+    conjugate gradient to `MMPS` for many. Convex stretches of l count as straight, and directions along which
+    a network's ``Cov`` is not positive are not followed.
 
-    In the setting of `BestOfN`, of 4 data, 64 candidates and 32 steps had means 0.51 posterior standard deviations off (rms) and
-    standard deviations 0.83 to 1.2 of the exact ones, with strength 0.5 0.46 and 0.83 to 1.2: one direction is not enough for four
-    data. On the series of `NoiseSearch` these were 0.35 and 0.85 to 1.6 (0.20 and 0.79 to 1.06 with 256 candidates), and with
-    strength 0.5 0.93 and 0.93 to 4.1.
+    In the setting of `BestOfN`, of 4 data, 64 candidates and 32 steps had means 0.51 posterior standard
+    deviations off (rms) and standard deviations 0.83 to 1.2 of the exact ones, with strength 0.5 0.46 and
+    0.83 to 1.2: one direction is not enough for four data. On the series of `NoiseSearch` these were 0.35 and
+    0.85 to 1.6 (0.20 and 0.79 to 1.06 with 256 candidates), and with strength 0.5 0.93 and 0.93 to 4.1.
 
     Args:
         candidates: directions of each gradient.
@@ -226,7 +231,7 @@ def _stretch(judge: Judge, rows: Rows, d: torch.Tensor, c: torch.Tensor, v: torc
 
 
 def _reward(loss: torch.Tensor, off: torch.Tensor) -> torch.Tensor:
-    """``sum_j (R_j - R) x_j`` of rewards that fall with the loss in units of its mean; zeros where it does not vary."""
+    """``sum_j (R_j - R) x_j`` of rewards that fall with the loss, in units of its mean."""
     told = torch.isfinite(loss)
     mean = torch.where(told, loss, 0.0).sum(1, keepdim=True) / told.sum(1, keepdim=True)
     reward = torch.exp(-(loss - loss.amin(1, keepdim=True)) / torch.where(mean > 0, mean, 1.0))
