@@ -100,6 +100,17 @@ def test_without_total_variation_it_is_the_rule_of_mmps():
     torch.testing.assert_close(near, expected, atol=1e-5, rtol=0)
 
 
+def test_as_published_without_total_variation_it_is_steepest_descent_on_the_misfit():
+    given, z = posterior(), states(3)
+    method = DiffusionMBIR(weight=0.0, rho=1e-12)
+    run = Run(given, method, 3, seed=0, solver=None, steps=None, chunk=None, progress=False)
+    lg, cases = given.linear_gaussian(), torch.zeros(3, dtype=torch.long)
+    g = lg.adjoint(lg.residual(z, cases))
+    length = g.square().sum((1, 2)) / lg.apply(g).square().sum(1)
+    found = method.stepped(run, z, cases, Split(method, given.prior, method.unit(run)))
+    torch.testing.assert_close(found, z + length[:, None, None] * g)
+
+
 def test_the_split_is_warm_from_level_to_level():
     given, d = posterior(), states(1)
     cold, warm = WeightedMBIR(iterations=6), WeightedMBIR(iterations=1)
