@@ -14,6 +14,7 @@ from sciddiff.methods.linearised import LocalGaussian
 from sciddiff.methods.mmps import MMPS
 from sciddiff.methods.pigdm import PiGDM
 from sciddiff.methods.transitions import RePaint
+from sciddiff.methods.tree import TreeSampling
 from sciddiff.random import Streams
 from sciddiff.solvers import Euler, Karras
 
@@ -84,6 +85,27 @@ def test_draws_of_two_cases_with_the_same_data_share_no_noise():
     assert np.abs(z).max() < stats.norm.isf(1e-4 / 2 / D)
 
 
+def test_another_seed_gives_draws_that_share_no_noise():
+    prior = sd.GaussianPrior(SPACE, sd.covariance.white((D,)))
+    posterior = prior.given([1.0, -2.0], LINEAR, sd.noise.Gaussian(0.7))
+    one, other = (posterior.sample(400, method=MMPS(), seed=seed)["x"].values for seed in (0, 1))
+    z = ((one - one.mean(0)) * (other - other.mean(0)) / one.std(0) / other.std(0)).mean(0) * np.sqrt(400)
+    assert np.abs(z).max() < stats.norm.isf(1e-4 / 2 / D)
+
+
+def test_every_case_is_conditioned_on_its_own_data():
+    prior = sd.GaussianPrior(SPACE, sd.covariance.white((D,)))
+    y = np.array([[1.0, -2.0], [-3.0, 4.0]])
+    draws = prior.given(y, LINEAR, sd.noise.Gaussian(0.7), batch_dim="case").sample(
+        400, method=MMPS(), seed=0
+    )
+    a = MATRIX.numpy()
+    gain = a.T @ np.linalg.inv(a @ a.T + 0.49 * np.eye(2))
+    sd_of_mean = np.sqrt(np.diag(np.eye(D) - gain @ a) / 400)
+    z = (draws["x"].values.mean(0) - y @ gain.T) / sd_of_mean
+    assert np.abs(z).max() < stats.norm.isf(1e-4 / 2 / z.size)
+
+
 def test_the_log_likelihood_of_several_observations_is_their_sum():
     prior = sd.GaussianPrior(SPACE, sd.covariance.white((D,)))
     x = torch.from_numpy(RNG.standard_normal((3, D)))
@@ -121,3 +143,13 @@ def test_what_repaint_does_not_see_has_the_variance_of_its_steps_on_the_way_down
         at = levels[levels.index(s) + 1]
         r = (at / s) ** 2
         variance = ((1 - r) / (1 + s**2) + r) ** 2 * variance + at**2 * (1 - r)
+
+
+def test_a_tree_draws_from_the_prior_where_the_data_say_nothing():
+    prior = sd.GaussianPrior(
+        SPACE, sd.covariance.white((D,)), reference=sd.covariance.dense(REFERENCES["dense"])
+    )
+    posterior = prior.given([0.0, 0.0], LINEAR, sd.noise.Gaussian(1e6))
+    x = posterior.sample(600, TreeSampling(2, steps=3), seed=0)["x"].values
+    chi2 = stats.chi2(x.size).cdf((x**2).sum())
+    assert 1e-5 < chi2 < 1 - 1e-5
