@@ -573,7 +573,7 @@ FAULTS = [
         "methods/search.py",
         "z = z + t * math.sqrt(1 - (t / s) ** 2) * prior.noise(rows.streams)",
         "z = z + t * (1 - (t / s) ** 2) * prior.noise(rows.streams)",
-        "tests/calibration/test_search_exact.py tests/methods/test_search.py",
+        PLANTED,
     ),
     Fault(
         "noise search: neighbours that are too short",

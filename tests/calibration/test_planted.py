@@ -13,6 +13,7 @@ from sciddiff.methods.guidance import LGD
 from sciddiff.methods.linearised import LocalGaussian
 from sciddiff.methods.mmps import MMPS
 from sciddiff.methods.pigdm import PiGDM
+from sciddiff.methods.search import SCG
 from sciddiff.methods.transitions import RePaint
 from sciddiff.methods.tree import TreeSampling
 from sciddiff.random import Streams
@@ -145,11 +146,15 @@ def test_what_repaint_does_not_see_has_the_variance_of_its_steps_on_the_way_down
         variance = ((1 - r) / (1 + s**2) + r) ** 2 * variance + at**2 * (1 - r)
 
 
-def test_a_tree_draws_from_the_prior_where_the_data_say_nothing():
+@pytest.mark.parametrize(
+    "method", [TreeSampling(2, steps=24), SCG(2, steps=24)], ids=lambda m: type(m).__name__
+)
+def test_a_search_draws_from_the_prior_where_the_data_say_nothing(method):
     prior = sd.GaussianPrior(
         SPACE, sd.covariance.white((D,)), reference=sd.covariance.dense(REFERENCES["dense"])
     )
     posterior = prior.given([0.0, 0.0], LINEAR, sd.noise.Gaussian(1e6))
-    x = posterior.sample(600, TreeSampling(2, steps=3), seed=0)["x"].values
+    # in many steps, so that a step keeps a share of the noise and renews the rest
+    x = posterior.sample(600, method, seed=0)["x"].values
     chi2 = stats.chi2(x.size).cdf((x**2).sum())
     assert 1e-5 < chi2 < 1 - 1e-5
