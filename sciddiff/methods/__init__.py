@@ -77,15 +77,16 @@ __all__ = [
 ]
 
 METHODS: tuple[type[Method], ...] = (
-    MMPS, GaussianVI, LocalGaussian, EnsembleKalman,
+    MMPS, GaussianVI, LocalGaussian, EnsembleKalman, BestOfN,
     Particles, MCGDiff, TDS, MixtureVI, CMCD,
-    PnPDM, DPnP, DAPS,
-    PiGDM, TMPD, LGD, DPSDenoiser, DPS,
-    DDRM, DDNM, DiffPIR, RePaint,
-    REDDiff, KalmanDiffusion, TemperedEKI, EKI, EnKG,
+    DAPS, PnPDM, DPnP,
+    PiGDM, TMPD, LGD, DPSDenoiser, DPS, BlindDPS,
+    DDRM, DDNM, DiffPIR, RePaint, WeightedMBIR, DiffusionMBIR, REDDiff,
+    KalmanDiffusion, TemperedEKI, EKI, EnKG,
+    SCG, DPG, GSG, NoiseSearch, TreeSampling,
 )  # fmt: skip
-"""In the order in which they are tried: the first that fits is the default. The first line is cheap and exact for
-Gaussians; then come particles and variational fits, splitting, guidance, transitions, points and ensembles."""
+"""In the order in which they are tried: the first that fits is the default, and the first line holds what is taken.
+Then come particles and variational fits, splitting, guidance, transitions and points, ensembles and searches."""
 
 
 def fitting(posterior: Posterior) -> list[str]:

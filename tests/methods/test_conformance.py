@@ -19,13 +19,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::sciddiff.draws.DiagnosisWarning
 TIMES = np.array([0.0, 0.4, 1.0, 1.1, 2.0, 3.5, 4.0, 6.0])
 RING = [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 0]]
 
-# settings with which a method is quick; its own defaults where it is not named
-QUICK: dict[str, dict[str, object]] = {"DPS": {"steps": 20}, "EnsembleKalman": {"ensemble": 16}}
-
 
 def vector() -> sd.Prior:
     root = np.random.default_rng(0).standard_normal((5, 5))
-    return sd.GaussianPrior(sd.Space({"i": 5}), sd.covariance.dense(root @ root.T + np.eye(5)), np.arange(5.0))
+    return sd.GaussianPrior(
+        sd.Space({"i": 5}), sd.covariance.dense(root @ root.T + np.eye(5)), np.arange(5.0)
+    )
 
 
 def series() -> sd.Prior:
@@ -57,14 +56,10 @@ def posterior(kind: str, dtype: torch.dtype = torch.float64) -> sd.Posterior:
     return prior.given([0.5, -0.3], points, sd.noise.Gaussian(0.4))
 
 
-def made(method: type[sd.methods.Method]) -> sd.methods.Method:
-    return method(**QUICK.get(method.__name__, {}))
-
-
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
-def test_it_runs_on_every_kind_of_state_alone_and_in_company(method, kind):
-    here, how = posterior(kind), made(method)
+def test_it_runs_on_every_kind_of_state_alone_and_in_company(method, kind, quick):
+    here, how = posterior(kind), quick(method)
     if (reason := how.misfit(here)) is not None:
         pytest.skip(reason)
     many = here.sample(5, method=how, seed=3)
@@ -82,8 +77,8 @@ def test_it_runs_on_every_kind_of_state_alone_and_in_company(method, kind):
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
-def test_single_precision_stays_single_and_close(method, kind):
-    here, how = posterior(kind, torch.float32), made(method)
+def test_single_precision_stays_single_and_close(method, kind, quick):
+    here, how = posterior(kind, torch.float32), quick(method)
     if (reason := how.misfit(here)) is not None:
         pytest.skip(reason)
     single = here.sample(3, method=how, seed=3)
@@ -95,8 +90,8 @@ def test_single_precision_stays_single_and_close(method, kind):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
-def test_states_of_mean_zero_stay_so(method):
-    here, how = posterior("graph"), made(method)
+def test_states_of_mean_zero_stay_so(method, quick):
+    here, how = posterior("graph"), quick(method)
     if (reason := how.misfit(here)) is not None:
         pytest.skip(reason)
     draws = here.sample(4, method=how, seed=0)
