@@ -68,7 +68,7 @@ def base(run, look, s, t) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("levels", [(math.inf, 3.0), (3.0, 2.0), (0.5, 0.1)], ids=str)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_knows_the_exact_density_ratio_of_chain_and_proposal(name, levels):
-    posterior, method = observed(modes()), METHODS[name]
+    posterior, method = observed(Hidden(modes())), METHODS[name]
     run, (s, t) = run_of(posterior, method), levels
     with torch.no_grad():
         twist = method.twist(run, Observed(run, 0))
@@ -93,11 +93,37 @@ def test_a_step_knows_the_exact_density_ratio_of_chain_and_proposal(name, levels
     np.testing.assert_allclose(found, chain.logpdf(x[-4:]) - proposal.logpdf(x[-4:]), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("levels", [(math.inf, 3.0), (3.0, 2.0), (0.5, 0.1)], ids=str)
+def test_a_step_from_a_prior_that_knows_its_density_is_weighed_by_the_exact_kernel(levels):
+    prior, (s, t) = modes(), levels
+    run = run_of(observed(prior), Particles(depth=1))
+    start = torch.zeros(1, D, dtype=torch.float64) if s == math.inf else 2 * EYE[:1] + 0.3
+    with torch.no_grad():
+        twist = run.method.twist(run, Observed(run, 0))
+        look = twist.look(start, 5.0 if s == math.inf else s)
+        some = torch.from_numpy(np.random.default_rng(2).standard_normal((4, twist.normals)))
+        normals = torch.cat([torch.zeros(1, twist.normals), torch.eye(twist.normals).double(), some])
+        everyone = torch.zeros(len(normals), dtype=torch.long)
+        x, gain = twist.step(start[everyone], look.take(everyone), s, t, normals)
+        density = twist.look(x, t).density
+        np.testing.assert_allclose(density, prior.log_density(x, t))
+    units = (x[1 : 1 + twist.normals] - x[0]).numpy()
+    proposal = stats.multivariate_normal(x[0].numpy(), units.T @ units)
+    # p(z' | z) = p_t(z') N(z; z', (s^2 - t^2) C) / p_s(z); at the start nothing is known of z
+    kernel = prior.log_density(x[-4:], t).numpy()
+    if s < math.inf:
+        half = prior.reference.sqrt(EYE).numpy().T
+        back = stats.multivariate_normal(np.zeros(D), (s**2 - t**2) * half @ half.T)
+        kernel = kernel + back.logpdf(start.numpy() - x[-4:].numpy()) - float(prior.log_density(start, s))
+    found = (gain[-4:] + density[-4:] + look.twist[0]).numpy()
+    np.testing.assert_allclose(found, kernel - proposal.logpdf(x[-4:].numpy()), rtol=1e-8, atol=1e-8)
+
+
 def chain(method, steps) -> tuple[np.ndarray, np.ndarray, sd.Posterior]:
     """The law of ``z0`` under the chain of a hidden Gaussian prior, which is affine, by dense algebra."""
     posterior = observed(Hidden(PRIOR))
     run = run_of(posterior, method)
-    sigmas = sd.solvers.Karras().sigmas(steps, PRIOR.sigma_min, PRIOR.sigma_max)
+    sigmas = replace(method, steps=steps).levels(run)
     cov, above = np.zeros((D, D)), math.inf
     with torch.no_grad():
         twist = method.twist(run, Observed(run, 0))
@@ -233,7 +259,7 @@ def test_missing_values_are_as_if_they_had_not_been_asked_for():
 
 @pytest.mark.parametrize("method", [Particles(particles=32, steps=6), TDS(32, 6), MCGDiff(32, 6)], ids=repr)
 def test_a_case_of_which_nothing_was_seen_draws_from_the_prior_with_an_evidence_of_one(method):
-    draws = observed(modes(), [np.nan, np.nan], missing="mask").sample(8, method=method, seed=0)
+    draws = observed(Hidden(modes()), [np.nan, np.nan], missing="mask").sample(8, method=method, seed=0)
     assert abs(draws.attrs["log_evidence"]) < 1e-12 and draws.attrs["ess"] == pytest.approx(1.0)
 
 
