@@ -508,8 +508,8 @@ FAULTS = [
     Fault(
         "particles: the final likelihood left out",
         "methods/particles.py",
-        "looks[-1].twist if t > 0 else twist.observed.log_prob(fresh)",
-        "looks[-1].twist if t > 0 else 0 * twist.observed.log_prob(fresh)",
+        "if t > 0 else twist.observed.log_prob(fresh)",
+        "if t > 0 else 0 * twist.observed.log_prob(fresh)",
         PARTICLES,
     ),
     Fault(
