@@ -305,11 +305,7 @@ def chosen(table: dict[str, Any]) -> str:
     return "\n".join([CHOICE, *lines]) + "\n" + VERDICT
 
 
-HEAD = """---
-orphan: true
----
-
-# Denoising covariances of learned priors, compared
+HEAD = """# Denoising covariances of learned priors, compared
 
 MMPS needs the covariance of the clean state given the noisy one. A learned prior has only its mean, so that something has to stand for it.
 These are the candidates on one learned prior of each kind of space, judged by truths that were held out, made by

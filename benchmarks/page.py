@@ -19,11 +19,7 @@ PANELS = {
     "Laplace walk": "Laplace walk",
 }
 
-HEAD = """---
-orphan: true
----
-
-# How far off
+HEAD = """# How far off
 
 Draws of every method against posteriors that are known, under priors whose denoiser is exact: every error is the
 method's own. Each kind of problem is made anew from {seeds}; {draws} draws each.

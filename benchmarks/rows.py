@@ -109,8 +109,8 @@ ROWS: list[Row] = [
         Row(f"DPSDenoiser, zeta {z:g}, Ancestral, 100 steps", methods.DPSDenoiser(z), Ancestral(steps=100))
         for z in (0.25, 0.5, 1.0)
     ),
-    Row("Particles, as many as draws, 50 steps (default)", methods.Particles(), on=ALL),
-    Row("Particles, 4000, 25 steps", methods.Particles(particles=4000, steps=25), on=PLAIN),
+    Row("Particles, 4000, 25 steps", methods.Particles(particles=4000, steps=25), on=(*CORE, *WIDE)),
+    Row("Particles, as many as draws, 50 steps (default)", methods.Particles(), on=("vector", "series", "grid", "graph", "sensors", "state space", *MIXTURES, *WALKS, "curved mixture")),
     Row("MCGDiff, as many particles as draws (default)", methods.MCGDiff()),
     Row("TDS, as many particles as draws (default)", methods.TDS()),
     Row("PiGDM, DPMSolver, 64 steps", methods.PiGDM(), DPMSolver(steps=64)),

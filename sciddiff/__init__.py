@@ -2,13 +2,23 @@
 
 from importlib.metadata import version
 
-from sciddiff import covariance, noise, operators, plot, solvers, testing
+from sciddiff import covariance, diagnostics, methods, noise, operators, plot, priors, solvers, testing
 from sciddiff.assimilation import forecast, impute
 from sciddiff.bench.catalog import load_prior, problem
 from sciddiff.citations import citation
 from sciddiff.diagnostics import summary
 from sciddiff.draws import load, save, to_arviz
-from sciddiff.methods import DPS, MMPS, DPSDenoiser, EnsembleKalman, GaussianVI, methods_for
+from sciddiff.methods import (
+    DPS,
+    MMPS,
+    DPSDenoiser,
+    EnsembleKalman,
+    GaussianVI,
+    LocalGaussian,
+    MixtureVI,
+    Particles,
+    methods_for,
+)
 from sciddiff.posterior import Posterior
 from sciddiff.priors import (
     EmpiricalPrior,
@@ -33,22 +43,28 @@ __all__ = [
     "GaussianMixturePrior",
     "GaussianPrior",
     "GaussianVI",
+    "LocalGaussian",
+    "MixtureVI",
     "NeuralPrior",
     "Normalisation",
+    "Particles",
     "Posterior",
     "Prior",
     "Space",
     "Variable",
     "citation",
     "covariance",
+    "diagnostics",
     "forecast",
     "impute",
     "load",
     "load_prior",
+    "methods",
     "methods_for",
     "noise",
     "operators",
     "plot",
+    "priors",
     "problem",
     "save",
     "solvers",

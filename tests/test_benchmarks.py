@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -87,17 +86,3 @@ def test_draws_are_measured_against_the_exact_moments(script):
     # of N(0, 1) inside the central 90 % of N(1, 2^2): -2.29 to 4.29
     assert wrong["cover90"] == pytest.approx(0.989, abs=5 * np.sqrt(0.011 / n))
     assert wrong["distance"] > 10 * right["distance"]
-
-
-def test_every_row_on_the_learned_prior_is_a_line_of_what_was_printed():
-    printed = (BENCHMARKS / "learned.txt").read_text(encoding="utf-8")
-    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    section = page[page.index("## On a learned prior") : page.index("(what-covariance-means)=")]
-    table = re.findall(r"^\| ((?:MMPS|DPS).*) \| (.+) \| (.+) \| (.+) \|$", section, re.MULTILINE)
-    assert len(table) == 6
-    for rule, *figures in table:
-        name = rule.replace('MMPS, "', 'MMPS "')
-        line = next(line for line in printed.splitlines() if line.startswith(f"{name}  "))
-        assert " ".join(line[len(name) :].split()).startswith(" ".join(figures))
-    for figures in ("21.1   0.034", "13.1   0.078"):
-        assert figures in printed

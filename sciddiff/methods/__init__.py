@@ -110,7 +110,7 @@ def default_method(posterior: Posterior) -> Method:
 
 
 def methods_for(posterior: Posterior) -> str:
-    """Which methods fit a posterior, and why the others do not, one line each."""
+    """Which methods fit a posterior, the default first, and why the others do not; one line a reason."""
     from sciddiff.errors import InputError
     from sciddiff.posterior import Posterior
 
@@ -121,5 +121,8 @@ def methods_for(posterior: Posterior) -> str:
             got=repr(posterior),
             fix="condition a prior first: methods_for(prior.given(y, operator, noise))",
         )
-    lines = [f"{m.__name__}: {m().misfit(posterior) or 'fits'}" for m in METHODS]
-    return "\n".join(lines)
+    fits = "fit, and the first is the default"
+    groups: dict[str, list[str]] = {fits: []}
+    for method in METHODS:
+        groups.setdefault(method().misfit(posterior) or fits, []).append(method.__name__)
+    return "\n".join(f"{', '.join(names) or 'None'}: {reason}" for reason, names in groups.items())

@@ -1,6 +1,7 @@
-"""Training of neural priors: `train`, `train_ambient` from incomplete data, and what they are made of."""
+"""Training of neural priors: `train`, `train_ambient` from incomplete data, `calibrate` for their covariances, and what they are made of."""
 
 from sciddiff.training.ambient import Glimpse, MaskedNetwork, fit_incomplete, train_ambient
+from sciddiff.training.spread import calibrate
 from sciddiff.training.trainer import train
 
-__all__ = ["Glimpse", "MaskedNetwork", "fit_incomplete", "train", "train_ambient"]
+__all__ = ["Glimpse", "MaskedNetwork", "calibrate", "fit_incomplete", "train", "train_ambient"]
