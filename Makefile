@@ -7,7 +7,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test slow lint format docs fidelity calibration
+.PHONY: demo test slow lint format docs fidelity calibration planted
 
 demo: .venv/.installed
 	$(BIN)/sciddiff run poisson_source elnino digits_ct --out demo
@@ -25,6 +25,9 @@ fidelity: .venv/.installed
 
 calibration: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py --sbc 300 99 --jobs $(WORKERS)
+
+planted: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/planted_bugs.py --workers $(WORKERS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check
