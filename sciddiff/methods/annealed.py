@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 
-from sciddiff.errors import InputError
+from sciddiff.errors import DivergenceError, InputError
 from sciddiff.methods.base import Method, Run
 from sciddiff.methods.variational import Target, data_count, score_level, white_points
 from sciddiff.networks import MLP
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["CMCD"]
 
 # the precision is estimated in at most this many directions
-_MOST = 512
+_MOST, _FAR = 512, 1e3
 # pairs of points for it
 _PAIRS = 64
 
@@ -69,7 +69,7 @@ class CMCD(Method):
 
     Raises:
         InputError: on settings out of range.
-        DivergenceError: if a path becomes non-finite.
+        DivergenceError: if a path becomes non-finite, or leaves the prior by a thousand of its standard deviations.
 
     Example:
         >>> CMCD(training=0).bridges
@@ -177,6 +177,16 @@ class CMCD(Method):
         return net.requires_grad_(False)
 
 
+def _stable(u: torch.Tensor, bridge: int) -> None:
+    """Raise `DivergenceError` where steps overshoot: paths start at an rms of 1, that of the fitted Gaussian."""
+    far = float(u.square().mean(1).sqrt().max())
+    if far > _FAR:
+        raise DivergenceError(
+            f"CMCD: at bridge {bridge} a path is {far:.2g} standard deviations of the fitted Gaussian out: the steps are "
+            "too long for the narrowest parts of the posterior. Lower step and take more bridges, or use Particles."
+        )
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Path:
@@ -216,7 +226,7 @@ class Bridge:
             slope = self.b[t] * excesses[-1] - u
             push = self.half(slope, self.b[t + 1]) + control(u, self.b[t].flatten().expand(len(u)))
             u = u + self.half(self.h * push + math.sqrt(2 * self.h) * noise(), self.b[t + 1])
-            checked(u, t, self.target.sigma)
+            _stable(checked(u, t, self.target.sigma), t)
             us.append(u)
             excesses.append(self.target.excess(u))
         return Path(torch.stack(us), torch.stack(excesses), self.target.log_density(u))

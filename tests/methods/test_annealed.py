@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import sciddiff as sd
-from sciddiff.errors import InputError, MethodError
+from sciddiff.errors import DivergenceError, InputError, MethodError
 from sciddiff.methods.annealed import CMCD
 from sciddiff.methods.base import Run
 from sciddiff.random import Streams
 from sciddiff.testing import check_method
-from sciddiff.testing.exact import Hidden, gaussian
+from sciddiff.testing.exact import Hidden, gaussian, mixture
 
 pytestmark = pytest.mark.filterwarnings("ignore::sciddiff.draws.DiagnosisWarning")
 
@@ -132,3 +132,9 @@ def test_cmcd_passes_the_conformance_check_but_for_the_moments_of_single_paths()
 def test_bad_settings_are_refused(bad):
     with pytest.raises(InputError):
         CMCD(**bad)
+
+
+def test_steps_that_overshoot_narrow_modes_are_reported():
+    problem = mixture(0, data=2)
+    with pytest.raises(DivergenceError, match="Lower step"):
+        problem.posterior.sample(4, method=CMCD(training=0, bridges=32, pool=2, step=0.5), seed=0)
