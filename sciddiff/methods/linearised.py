@@ -89,7 +89,7 @@ class LocalGaussian(GuidedDenoiser):
         "@inproceedings{rozet2024learning, "
         "title={Learning Diffusion Priors from Observations by Expectation Maximization}, "
         "author={Rozet, Fran{\\c{c}}ois and Andry, G{\\'e}r{\\^o}me and Lanusse, Fran{\\c{c}}ois and "
-        "Louppe, Gilles}, booktitle={NeurIPS}, year={2024}}\n"
+        "Louppe, Gilles}, booktitle={NeurIPS}, year={2024}}\n\n"
         "@inproceedings{finzi2023user, "
         "title={User-defined Event Sampling and Uncertainty Quantification in Diffusion Models for "
         "Physical Dynamical Systems}, "
