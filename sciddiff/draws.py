@@ -29,7 +29,7 @@ _IMAGINARY = "__imag"
 _ENCODING = {"zlib": True, "complevel": 1}
 # share of results with exact draws that may be reported by mistake: half of it as fitting too well, half too badly
 _FALSE_ALARMS = 2e-4
-_ANCESTORS = 0.05
+_ANCESTORS, _PARTICLES, _CANDIDATES, _PATHS = 0.05, 0.02, 2.0, 0.05
 
 
 class DiagnosisWarning(UserWarning):
@@ -39,8 +39,8 @@ class DiagnosisWarning(UserWarning):
 def diagnose(posterior: Posterior, x: torch.Tensor, attrs: Mapping[str, Any] | None = None) -> str:
     """Say in one line what looks wrong with posterior draws, or "ok".
 
-    Checked are: non-finite values; draws that are all alike, or of too few ancestors where particles were
-    resampled; a spread beyond twice the prior's; values more than 12 prior standard deviations out; and
+    Checked are: non-finite values; draws that are all alike; weights of particles, candidates or paths that a few
+    of them hold; a spread beyond twice the prior's; values more than 12 prior standard deviations out; and
     the fit, as ``log p(y | x)`` of the draws against ``log p(y' | x)`` of data ``y'`` replicated from
     them. Under an exact posterior ``(x, y)`` and ``(x, y')`` have the same law (Rubin 1984, "Bayesianly
     justifiable and relevant frequency calculations for the applied statistician"), so the first lies in
@@ -53,7 +53,7 @@ def diagnose(posterior: Posterior, x: torch.Tensor, attrs: Mapping[str, Any] | N
         x: physical states ``(n * cases, *space.shape)``, the case running fastest.
         attrs: what the method recorded of its work.
     """
-    lines = (_values(posterior, x), _spread(posterior, x), _ancestors(attrs or {}))
+    lines = (_values(posterior, x), _spread(posterior, x), _work(attrs or {}))
     found = [line for line in lines if line]
     if not found:
         found = [line for o in posterior.observations if (line := _fit(posterior, o, x))]
@@ -93,11 +93,26 @@ def _spread(posterior: Posterior, x: torch.Tensor) -> str | None:
     return f"the draws spread {rms:.1f} times as wide as the prior" if rms > max(2.0, limit) else None
 
 
-def _ancestors(attrs: Mapping[str, Any]) -> str | None:
-    share = attrs.get("unique_ancestors", 1.0)
-    if share >= _ANCESTORS:
-        return None
-    return f"only {share:.1%} of the draws have an ancestor of their own: take more particles or more steps"
+def _work(attrs: Mapping[str, Any]) -> str | None:
+    """What the method itself saw go wrong."""
+    share = float(attrs.get("unique_ancestors", 1.0))
+    if share < _ANCESTORS:
+        return (
+            f"only {share:.1%} of the draws have an ancestor of their own: take more particles or more steps"
+        )
+    ess = float(attrs.get("ess", math.inf))
+    if "particles" in attrs and ess < _PARTICLES:
+        return f"at some level {ess:.1%} of the particles held the weight: take more steps or particles"
+    if "particles" not in attrs and ess < _CANDIDATES:
+        return f"of the candidates of a draw {ess:.1f} held the weight: take more, or another method"
+    efficiency = np.min(attrs.get("path_efficiency", 1.0))
+    if efficiency < _PATHS:
+        return (
+            f"{efficiency:.1%} of the paths held the weight: take more bridges or training, or another method"
+        )
+    if attrs.get("analyses") == 0:
+        return "no analysis was made: the ensemble of the prior fits the data already, and is returned"
+    return None
 
 
 def _fit(posterior: Posterior, o: Observation, x: torch.Tensor) -> str | None:

@@ -285,11 +285,12 @@ class Posterior:
         seen = Observation(values if mask is None else torch.where(mask, values, 0.0), mask, operator, noise)
         return Posterior(self.prior, (*self.observations, seen), batch)
 
-    def satisfying(self, residual: Callable[[torch.Tensor], torch.Tensor], sd: Any) -> Posterior:
+    def satisfying(self, residual: Operator | Callable[[torch.Tensor], torch.Tensor], sd: Any) -> Posterior:
         """Condition on an equation as well: ``residual(x) = 0`` up to Gaussian errors, as an observation of zeros.
 
         Args:
-            residual: a torch function of physical states ``(rows, *shape)``, row by row, of any shape.
+            residual: an operator, or a torch function of physical states ``(rows, *shape)``, row by row, of any
+                shape. A linear one should be an operator, which more methods fit.
             sd: how far from 0 the residual may be: a number, or one for each value of the residual.
 
         Raises:
@@ -306,7 +307,11 @@ class Posterior:
         """
         from sciddiff.operators import from_torch
 
-        prior = self.prior
+        prior, batch = self.prior, [] if self.batch is None else [self.cases]
+        dim = self.batch and self.batch[0]
+        if isinstance(residual, Operator):
+            zeros = torch.zeros((*batch, *residual.codomain.shape), dtype=torch.float64)
+            return self.given(zeros, residual, Gaussian(sd), batch_dim=dim)
         zero = torch.zeros((2, *prior.space.shape), dtype=prior.dtype, device=prior.device)
         with torch.no_grad():
             out = residual(prior.normalisation.physical(zero)) if callable(residual) else residual
@@ -314,14 +319,14 @@ class Posterior:
             raise InputError(
                 "residual",
                 expected="a torch function of states (rows, *shape) with one row for each",
-                got=type(out).__name__,
-                fix="return a tensor, such as x.diff(dim=1)",
+                got=f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__,
+                fix="keep the rows, such as x.diff(dim=1) or x.flatten(1).sum(1)",
             )
         shape = tuple(out.shape[1:])
         codomain = Space({f"equation_{i}": n for i, n in enumerate(shape)} or {"equation": 1}, "residual")
         operator = from_torch(lambda x: residual(x).reshape(len(x), *codomain.shape), prior.space, codomain)
-        y = torch.zeros((*([] if self.batch is None else [self.cases]), *codomain.shape), dtype=torch.float64)
-        return self.given(y, operator, Gaussian(sd), batch_dim=self.batch and self.batch[0])
+        y = torch.zeros((*batch, *codomain.shape), dtype=torch.float64)
+        return self.given(y, operator, Gaussian(sd), batch_dim=dim)
 
     def log_likelihood(self, x: torch.Tensor, cases: torch.Tensor | None = None) -> torch.Tensor:
         """``sum_i log p(y_i | A_i(x))`` of physical states ``(rows, *shape)``, one number per row.

@@ -370,3 +370,32 @@ def test_a_network_in_physical_units_is_not_accused_of_reaching_far():
     posterior = prior.given([0.0] * 4, Identity(space), noise.Gaussian(5.0))
     x = 5 / math.sqrt(2) * torch.from_numpy(np.random.default_rng(0).standard_normal((400, 4)))
     assert diagnose(posterior, x) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("attrs", "said"),
+    [
+        ({"unique_ancestors": 0.01}, "ancestor"),
+        ({"particles": 1000, "ess": 0.01}, "1.0% of the particles"),
+        ({"ess": 1.2}, "1.2 held the weight"),
+        ({"path_efficiency": [0.5, 0.01]}, "1.0% of the paths"),
+        ({"analyses": 0}, "no analysis"),
+        ({"particles": 1000, "ess": 0.4, "unique_ancestors": 0.5}, "ok"),
+        ({"ess": 30.0, "analyses": 3, "path_efficiency": [0.6]}, "ok"),
+    ],
+)
+def test_what_a_method_saw_go_wrong_is_said(attrs, said):
+    space = sd.Space({"i": 3})
+    prior = sd.GaussianPrior(space, sd.covariance.white((3,)))
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((64, 3)))
+    assert said in diagnose(sd.Posterior(prior, ()), x, attrs)
+
+
+def test_equations_keep_their_linear_operator_and_start_from_a_prior_too():
+    space = sd.Space({"i": 3})
+    prior = sd.GaussianPrior(space, sd.covariance.white((3,)))
+    total = sd.operators.Matrix(space, sd.Space({"j": 1}, "sum"), np.ones((1, 3)))
+    draws = prior.satisfying(total, sd=0.01).sample(200, method=sd.MMPS(), seed=0)["x"]
+    assert abs(draws.sum("i")).max() < 0.05 and draws.std() > 0.5
+    with pytest.raises(InputError, match="keep the rows"):
+        prior.satisfying(lambda x: x.sum(), sd=0.01)

@@ -77,7 +77,7 @@ __all__ = [
 ]
 
 METHODS: tuple[type[Method], ...] = (
-    MMPS, GaussianVI, LocalGaussian, EnsembleKalman, BestOfN,
+    MMPS, LocalGaussian, GaussianVI, EnsembleKalman, BestOfN,
     Particles, MCGDiff, TDS, MixtureVI, CMCD,
     DAPS, PnPDM, DPnP,
     PiGDM, TMPD, LGD, DPSDenoiser, DPS, BlindDPS,

@@ -316,6 +316,12 @@ class Prior(ABC):
 
         return Posterior(self, ()).given(y, operator, noise, missing=missing, batch_dim=batch_dim)
 
+    def satisfying(self, residual: Operator | Callable[[torch.Tensor], torch.Tensor], sd: Any) -> Posterior:
+        """Condition on an equation, ``residual(x) = 0`` up to Gaussian errors; see `Posterior.satisfying`."""
+        from sciddiff.posterior import Posterior
+
+        return Posterior(self, ()).satisfying(residual, sd)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.space}, sigma {self.sigma_min:.3g} to {self.sigma_max:.3g}, {str(self.dtype).removeprefix('torch.')})"
 
