@@ -21,7 +21,7 @@ import torch
 from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.linalg import cg
 from sciddiff.methods.base import Method, Run
-from sciddiff.methods.pigdm import around
+from sciddiff.methods.pigdm import around, not_mean
 from sciddiff.priors.composed import SlicesPrior, axis_of
 from sciddiff.random import Streams
 from sciddiff.solvers import Karras
@@ -55,12 +55,12 @@ class _MBIR(Method):
     dim: str | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.weight, (int, float)) and 0 <= self.weight < math.inf):
+        if not (_number(self.weight) and 0 <= self.weight < math.inf):
             raise InputError(
                 "weight", expected="a number of at least 0", got=repr(self.weight), fix="0 is without TV"
             )
-        if not (isinstance(self.rho, (int, float)) and 0 < self.rho < math.inf):
-            raise InputError("rho", expected="a positive number", got=repr(self.rho), fix="10 is a start")
+        if not (_number(self.rho) and 0 < self.rho < math.inf):
+            raise InputError("rho", expected="a positive number", got=repr(self.rho), fix="leave it out")
         for name, least in (("iterations", 1), ("steps", 2)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -133,6 +133,7 @@ class DiffusionMBIR(_MBIR):
 
     Biased by construction: the noise's sd is not used, ``y`` is compared with a noisy state, and the number of
     steps, weight, rho and ``cg`` together set how far the data are followed; the spread of the draws means little.
+    Noise whose mean is not ``A(x)``, such as events, is refused.
     `WeightedMBIR` is the corrected form. The split remembers the noise of the levels above: with rho near the square
     of the operator, or coarse steps, that noise is still there at the end (on the volume below with rho 10, a
     standard deviation of the draws of 3.8, where that of the states is one).
@@ -166,6 +167,10 @@ class DiffusionMBIR(_MBIR):
         super().__post_init__()
         if isinstance(self.cg, bool) or not isinstance(self.cg, int) or self.cg < 1:
             raise InputError("cg", expected="an int of at least 1", got=repr(self.cg), fix="pass cg=1")
+
+    def misfit(self, posterior: Posterior) -> str | None:
+        """Why the method does not fit, None if it does."""
+        return super().misfit(posterior) or not_mean(posterior)
 
     def unit(self, run: Run) -> float:
         """Mean square of ``B n`` for reference noise n, so that the settings do not depend on the units of ``y``."""
@@ -209,7 +214,7 @@ class WeightedMBIR(_MBIR):
 
     At every level ``D`` is replaced by an ADMM estimate of
 
-        argmin_z |y - B z|^2_{R^-1}/2 + |z - D|^2_{V^-1}/2 + weight |T z|_1
+    ``argmin_z |y - B z|^2_{R^-1}/2 + |z - D|^2_{V^-1}/2 + weight |T z|_1``
 
     where ``V`` stands for ``Cov[z0 | z]``: the mode of ``p(z0 | z, y) exp(-weight |T z0|_1)`` with a Gaussian
     ``p(z0 | z)``. The linear system is solved to a tolerance, in the space of the data and the differences, so that
@@ -255,7 +260,7 @@ class WeightedMBIR(_MBIR):
                 got=repr(self.covariance),
                 fix="choose one",
             )
-        if not (isinstance(self.rtol, float) and 0 < self.rtol < 1):
+        if not (_number(self.rtol) and 0 < self.rtol < 1):
             raise InputError("rtol", expected="a number from 0 to 1", got=repr(self.rtol), fix="pass 1e-10")
 
     def misfit(self, posterior: Posterior) -> str | None:
@@ -358,6 +363,11 @@ class Split:
         there = self.differences(z) + self.u
         self.d = torch.sign(there) * (there.abs() - self.threshold).clamp(min=0)
         self.u = there - self.d
+
+
+def _number(value: object) -> bool:
+    """Whether a setting is a number; True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _choice(covariance: str, prior: Prior) -> str:
