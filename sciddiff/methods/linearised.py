@@ -17,7 +17,7 @@ from sciddiff.errors import ConvergenceError, DivergenceError, InputError
 from sciddiff.linalg import cg
 from sciddiff.methods.base import Guided, GuidedDenoiser, Run, tweedie
 from sciddiff.methods.mmps import MMPS, _symmetric
-from sciddiff.methods.pigdm import around, missing_gaussian
+from sciddiff.methods.pigdm import around, check_solve, missing_gaussian
 from sciddiff.noise import Gaussian
 from sciddiff.operators.base import LinearOperator
 from sciddiff.posterior import Observation
@@ -64,15 +64,16 @@ class LocalGaussian(GuidedDenoiser):
     elsewhere 0.06 at most and 0.96 to 1.13.
 
     Args:
-        covariance: what stands for ``Cov[z0 | z]``: "exact", "guarded", "gaussian" or "unit", as in `MMPS`;
-            None takes the prior's best.
+        covariance: what stands for ``Cov[z0 | z]``: "exact", "guarded", "gaussian", "unit" or "learned", as in
+            `MMPS`; None takes the prior's best.
         rtol: relative residual of the Krylov solves, in the norm of ``R^-1``.
         max_iterations: most iterations of a Krylov solve.
 
     Raises:
         InputError: on settings out of range.
         ConvergenceError: where CG does not reach ``rtol`` (all but "guarded").
-        DivergenceError: where a noise has no positive variance, as Poisson's at a negative rate.
+        DivergenceError: where a noise has no positive variance, as Poisson's at a negative rate, or nothing
+            finite stands for an event.
 
     Example:
         >>> import sciddiff as sd
@@ -104,11 +105,12 @@ class LocalGaussian(GuidedDenoiser):
         if self.covariance == "scalar":
             raise InputError(
                 "covariance",
-                expected="one of 'exact', 'guarded', 'gaussian', 'unit' or None",
+                expected="one of 'exact', 'guarded', 'gaussian', 'unit', 'learned' or None",
                 got="'scalar'",
                 fix="see the docstring of LocalGaussian",
             )
-        MMPS(self.covariance, self.rtol, self.max_iterations)
+        check_solve(self.rtol, self.max_iterations)
+        MMPS(self.covariance)
 
     def choice(self, posterior: Posterior) -> str:
         """The denoising covariance that is used on this posterior."""
@@ -176,7 +178,7 @@ class TMPD(GuidedDenoiser):
     max_iterations: int = 500
 
     def __post_init__(self) -> None:
-        MMPS(rtol=self.rtol, max_iterations=self.max_iterations)
+        check_solve(self.rtol, self.max_iterations)
 
     def misfit(self, posterior: Posterior) -> str | None:
         """Why the method does not fit, None if it does."""
@@ -310,12 +312,8 @@ class _Part:
     """One observation at physical states ``x``, ``r = H (x0 - x) + N(0, R)``, flattened to ``(rows, size)``."""
 
     def __init__(self, o: Observation, x: torch.Tensor, sigma: float, cases: torch.Tensor) -> None:
-        self.o, self.rows, self.shape, self.size = (
-            o,
-            len(x),
-            o.operator.codomain.shape,
-            o.operator.codomain.size,
-        )
+        self.o, self.sigma, self.rows = o, sigma, len(x)
+        self.shape, self.size = o.operator.codomain.shape, o.operator.codomain.size
         self.straight = isinstance(o.operator, LinearOperator)
         self.y, self.sited = o.y[cases], isinstance(o.noise, Sited)
         with torch.set_grad_enabled(not self.straight):
@@ -335,9 +333,9 @@ class _Part:
         elif isinstance(o.noise, Gaussian):
             self.residual = self.y - self.mean
         else:
-            self.match(sigma)
+            self.match()
 
-    def match(self, sigma: float) -> None:
+    def match(self) -> None:
         """Take the noise for a Gaussian of its mean and variance at ``A(x)``, each value for itself."""
         law = self.o.noise
         with torch.enable_grad():
@@ -348,7 +346,7 @@ class _Part:
         bad = self.seen & ~((variance > 0) & variance.isfinite())
         if bool(bad.any()):
             raise DivergenceError(
-                f"At sigma {sigma:.3g} {law!r} has no positive variance at {int(bad.sum())} of {bad.numel()} "
+                f"At sigma {self.sigma:.3g} {law!r} has no positive variance at {int(bad.sum())} of {bad.numel()} "
                 f"values of A(x), such as {float(self.mean[bad][0]):.3g}. Let the operator stay inside the "
                 "noise's range, as by ending in exp or softplus."
             )
@@ -359,6 +357,13 @@ class _Part:
         assert isinstance(self.o.noise, Sited)
         shift, spread = shift.reshape(self.mean.shape), spread.reshape(self.mean.shape)
         residual, variance = self.o.noise.site(self.y, self.mean + shift, spread)
+        # an infinite variance says nothing; what is not a number must not pass for that
+        bad = self.seen & ~((variance > 0) & residual.isfinite())
+        if bool(bad.any()):
+            raise DivergenceError(
+                f"At sigma {self.sigma:.3g} nothing finite stands for {int(bad.sum())} of {bad.numel()} events of "
+                f"{self.o.noise!r}. Check the operator on draws of the prior, or take more steps."
+            )
         self.seen = self.seen & variance.isfinite()
         self.residual, self.variance = residual + shift, torch.where(self.seen, variance, 1.0)
 

@@ -17,12 +17,13 @@ from sciddiff.covariance import Covariance
 from sciddiff.errors import InputError
 from sciddiff.methods.base import Guided, GuidedDenoiser, Run, tweedie
 from sciddiff.methods.mmps import MMPS, _Fixed, _unit
+from sciddiff.priors.spread import learned
 
 if TYPE_CHECKING:
     from sciddiff.posterior import Posterior
     from sciddiff.priors.base import Prior
 
-__all__ = ["PiGDM", "around", "missing_gaussian"]
+__all__ = ["PiGDM", "around", "check_solve", "missing_gaussian", "not_mean"]
 
 
 @final
@@ -78,7 +79,7 @@ class PiGDM(GuidedDenoiser):
                 got=repr(self.covariance),
                 fix="see the docstring of PiGDM; MMPS has more choices",
             )
-        MMPS(rtol=self.rtol, max_iterations=self.max_iterations)
+        check_solve(self.rtol, self.max_iterations)
 
     def misfit(self, posterior: Posterior) -> str | None:
         """Why the method does not fit, None if it does."""
@@ -102,19 +103,50 @@ class PiGDM(GuidedDenoiser):
 
 
 def around(prior: Prior, choice: str) -> Callable[[float], Covariance]:
-    """The covariance of ``z0`` around ``D`` at a level: "gaussian", of the fitted Gaussian, or "unit"."""
+    """The covariance of ``z0`` around ``D`` at a level: "gaussian", of the fitted Gaussian, "unit" or "learned"."""
+    if choice not in ("gaussian", "unit", "learned"):
+        raise InputError(
+            "covariance",
+            expected="'gaussian', 'unit' or 'learned'",
+            got=repr(choice),
+            fix="take one of these, which do not depend on the state",
+        )
+    if choice == "unit":
+        return partial(_unit, prior.reference)
 
-    def fitted(sigma: float) -> Covariance:
-        covariance = prior.gaussian_covariance(sigma)
+    def known(sigma: float) -> Covariance:
+        covariance = learned(prior, sigma) if choice == "learned" else prior.gaussian_covariance(sigma)
         assert covariance is not None  # `misfit` has refused priors without one
         return covariance
 
-    return fitted if choice == "gaussian" else partial(_unit, prior.reference)
+    return known
 
 
 def missing_gaussian(choice: str, posterior: Posterior) -> str | None:
-    """Why a prior cannot give its fitted Gaussian, None if it can or need not."""
+    """Why a prior cannot give its fitted Gaussian or its measured spread, None if it can or need not."""
     prior = posterior.prior
     if choice == "gaussian" and prior.gaussian_covariance(prior.sigma_max) is None:
         return "the prior holds no fitted Gaussian for covariance='gaussian'"
+    if choice == "learned" and prior.spread is None:
+        return "the prior has no measured spread for covariance='learned'; see training.calibrate"
     return None
+
+
+def not_mean(posterior: Posterior) -> str | None:
+    """Which noise has another mean than ``A(x)``, which ``y`` must not be subtracted from; None if none has."""
+    for o in posterior.observations:
+        for value in (1.0, 2.0):
+            mean = torch.full_like(o.y[:1], value)
+            if not torch.equal(1 * o.noise.expectation(mean), mean):
+                return f"{o.noise!r} has a mean other than A(x), which y is compared with"
+    return None
+
+
+def check_solve(rtol: object, max_iterations: object) -> None:
+    """Raise `InputError` unless the settings of a Krylov solve are in range."""
+    if isinstance(rtol, bool) or not (isinstance(rtol, (int, float)) and 0 < rtol < 1):
+        raise InputError("rtol", expected="a number from 0 to 1", got=repr(rtol), fix="leave it out")
+    if isinstance(max_iterations, bool) or not (isinstance(max_iterations, int) and max_iterations >= 1):
+        raise InputError(
+            "max_iterations", expected="an int of at least 1", got=repr(max_iterations), fix="leave it out"
+        )

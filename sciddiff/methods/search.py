@@ -156,7 +156,8 @@ class NoiseSearch(Method):
         check_family(self.candidates, self.choice)
         whole("iterations", self.iterations, 0)
         whole("steps", self.steps, 2)
-        if isinstance(self.radius, bool) or not 0 < self.radius <= 1:
+        number = isinstance(self.radius, (int, float)) and not isinstance(self.radius, bool)
+        if not (number and 0 < self.radius <= 1):
             raise InputError("radius", expected="a number from 0 to 1", got=repr(self.radius), fix="0.5")
 
     def draw(self, run: Run) -> torch.Tensor:
@@ -248,7 +249,8 @@ class SCG(Method):
         check_family(self.candidates, self.choice)
         whole("steps", self.steps, 2)
         check_spread(self.covariance)
-        if isinstance(self.free, bool) or not 0 <= self.free < 1:
+        number = isinstance(self.free, (int, float)) and not isinstance(self.free, bool)
+        if not (number and 0 <= self.free < 1):
             raise InputError(
                 "free", expected="a share of the steps, below 1", got=repr(self.free), fix="0.25"
             )
@@ -348,7 +350,10 @@ class Judge:
         return self._failing(z0.new_full((len(z0),), math.nan, dtype=torch.float64), -math.inf)
 
     def squares(self, z0: torch.Tensor, cases: torch.Tensor) -> torch.Tensor:
-        """``|y - A(m + S z0)|^2`` over what was observed, ``(rows, k)`` in float64; inf of what failed."""
+        """``|y - A(m + S z0)|^2`` over what was observed, ``(rows, k)`` in float64; inf of what failed.
+
+        For noise whose mean is ``A(x)``: the methods that take squares have refused all other.
+        """
         each = cases.repeat_interleave(z0.shape[1])
         pairs = zip(self.run.posterior.observations, self._predicted(z0), strict=True)
         total = torch.stack([o.residual(g, each).double().flatten(1).square().sum(1) for o, g in pairs])

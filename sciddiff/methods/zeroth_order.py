@@ -16,7 +16,7 @@ import torch
 from sciddiff.covariance import Covariance
 from sciddiff.errors import InputError
 from sciddiff.methods.base import Method, Rows, Run, integrate, tweedie
-from sciddiff.methods.pigdm import missing_gaussian
+from sciddiff.methods.pigdm import missing_gaussian, not_mean
 from sciddiff.methods.search import (
     Judge,
     check_family,
@@ -72,8 +72,9 @@ class DPG(Clouded):
 
     With a strength it is the published rule, which ignores the noise: rewards ``R_j = exp(-(L_j - min L)/mean
     L)`` of ``L = |y - A(x)|^2``, less the mean of the others (the leave-one-out baseline), and ``sum_j (R_j -
-    R) (x_j - D)`` at a fixed length, which strength counts in rms widths of V. The momentum of the authors'
-    code is left out. An optimiser, not a posterior, by construction.
+    R) (x_j - D)`` at a fixed length, which strength counts in rms widths of V. Noise whose mean is not
+    ``A(x)``, such as events, is refused. The momentum of the authors' code is left out. An optimiser, not a
+    posterior, by construction.
 
     In the setting of `BestOfN` 256 candidates and 32 steps had means 0.06 posterior standard deviations off
     (rms) and standard deviations 0.82 to 0.92 of the exact ones, which is the solver's error; with strength
@@ -112,7 +113,8 @@ class DPG(Clouded):
 
     def misfit(self, posterior: Posterior) -> str | None:
         """Why the method does not fit, None if it does."""
-        return super().misfit(posterior) or missing_gaussian(self.covariance or "", posterior)
+        reason = super().misfit(posterior) or missing_gaussian(self.covariance or "", posterior)
+        return reason or (None if self.strength is None else not_mean(posterior))
 
     def guided(self, run: Run, judge: Judge, rows: Rows) -> Denoiser:
         """The weighted mean of the cloud, or a step of fixed length."""

@@ -11,8 +11,9 @@ from sciddiff.errors import DivergenceError, InputError, MethodError
 from sciddiff.methods.base import Run
 from sciddiff.methods.linearised import TMPD, LocalGaussian
 from sciddiff.methods.mmps import MMPS
-from sciddiff.methods.pigdm import PiGDM
+from sciddiff.methods.pigdm import PiGDM, around
 from sciddiff.priors.mixture import GaussianMixturePrior
+from sciddiff.priors.spread import Spread
 from sciddiff.random import Streams
 
 pytestmark = pytest.mark.filterwarnings("ignore::sciddiff.draws.DiagnosisWarning")
@@ -258,11 +259,30 @@ def test_what_has_no_variance_no_gradient_or_no_fitted_gaussian_is_refused():
         lambda: TMPD(max_iterations=0),
         lambda: LocalGaussian("scalar"),
         lambda: LocalGaussian(rtol=2.0),
+        lambda: LocalGaussian(rtol="a"),
+        lambda: LocalGaussian(max_iterations=1.5),
+        lambda: TMPD(max_iterations=True),
+        lambda: PiGDM(max_iterations=1.5),
+        lambda: around(mixture(), "exact"),
     ],
 )
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(InputError):
         bad()
+
+
+def test_a_local_gaussian_takes_the_measured_spread_and_refuses_a_prior_without_one():
+    prior = mixture()
+    with pytest.raises(MethodError, match="no measured spread"):
+        given(prior).sample(2, method=LocalGaussian("learned"), seed=0)
+    prior.spread = Spread((1.0,), (2.0,))
+    z, cases = states(prior, 0.7)
+    found, unit, exact = (
+        guided(given(prior), method, z, 0.7, cases)
+        for method in (LocalGaussian("learned", rtol=1e-12), LocalGaussian("unit"), MMPS("learned"))
+    )
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
+    assert float((found - unit).abs().max()) > 1e-2
 
 
 def test_an_equation_counts_as_an_observation_of_zeros():

@@ -197,10 +197,21 @@ def test_series_and_graphs_in_both_precisions(method):
 
 
 @pytest.mark.parametrize("method", [DiffusionMBIR, WeightedMBIR])
-@pytest.mark.parametrize("settings", [{"weight": -1.0}, {"rho": 0.0}, {"iterations": 0}, {"steps": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"weight": -1.0}, {"weight": True}, {"rho": 0.0}, {"rho": "a"}, {"iterations": 0}, {"steps": 1}],
+)
 def test_bad_settings_are_refused(method, settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         method(**settings)
+
+
+def test_the_published_form_refuses_noise_whose_mean_is_not_that_of_the_operator():
+    points = sd.operators.Points.at_indices(VOLUME, [[0, 0]])
+    for noise in (sd.noise.Exceeds(0.5, sd=0.1), sd.noise.Poisson(2.0)):
+        assert "mean other than" in DiffusionMBIR().misfit(slices().given([1.0], points, noise))
+    for noise in (sd.noise.Laplace(0.5), sd.noise.Poisson(1.0)):
+        assert DiffusionMBIR().misfit(slices().given([1.0], points, noise)) is None
 
 
 def test_a_dim_that_is_not_there_and_a_gaussian_that_is_not_known_are_refused():

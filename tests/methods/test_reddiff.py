@@ -102,7 +102,31 @@ def test_dtype_follows_the_prior(dtype):
     assert str(z[next(iter(z.data_vars))].dtype) == str(dtype).removeprefix("torch.")
 
 
-@pytest.mark.parametrize("bad", [{"form": "MAP"}, {"rate": 0.0}, {"sigma": -1.0}, {"steps": 1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"form": "MAP"},
+        {"rate": 0.0},
+        {"rate": "a"},
+        {"weight": True},
+        {"sigma": -1.0},
+        {"steps": 1},
+        {"steps": 2.5},
+        {"steps": "a"},
+    ],
+)
 def test_bad_settings_are_refused(bad):
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=next(iter(bad))):
         REDDiff(**bad)
+
+
+def test_published_refuses_noise_whose_mean_is_not_that_of_the_operator():
+    problem = gaussian("series", 0).posterior
+    o = problem.observations[0]
+    for noise in (sd.noise.Exceeds(0.5, sd=0.1), sd.noise.Poisson(2.0)):
+        given = problem.prior.given(torch.ones_like(o.y[0]), o.operator, noise)
+        assert "mean other than" in REDDiff("published").misfit(given)
+        assert REDDiff("map").misfit(given) is None
+    for noise in (o.noise, sd.noise.Poisson(1.0), sd.noise.Laplace(0.1)):
+        given = problem.prior.given(torch.ones_like(o.y[0]), o.operator, noise)
+        assert REDDiff("published").misfit(given) is None

@@ -127,6 +127,8 @@ def test_data_that_no_candidate_can_make_are_refused():
         (lambda: BestOfN(1), "candidates"),
         (lambda: BestOfN(choice="worst"), "choice"),
         (lambda: NoiseSearch(radius=0.0), "radius"),
+        (lambda: NoiseSearch(radius="a"), "radius"),
+        (lambda: SCG(free="a"), "free"),
         (lambda: NoiseSearch(iterations=-1), "iterations"),
         (lambda: SCG(free=1.0), "free"),
         (lambda: SCG(covariance="exact"), "covariance"),
@@ -230,6 +232,16 @@ def test_stochastic_control_keeps_the_step_whose_denoised_state_fits_best():
     draws = posterior.sample(1, SCG(k, choice="best", steps=3), seed=0)
     np.testing.assert_allclose(values(draws), expected, rtol=1e-9)
     assert draws.attrs["forwards"] == 2 * k + 1 and draws.attrs["operator_calls"] == 2 * k
+
+
+def test_the_published_policy_gradient_refuses_noise_whose_mean_is_not_that_of_the_operator():
+    prior = sd.GaussianPrior(SPACE, DENSE)
+    operator = sd.operators.Matrix(SPACE, DATA, MATRIX)
+    for noise in (sd.noise.Exceeds(0.5, sd=0.1), sd.noise.Poisson(2.0)):
+        given = prior.given([1.0, 0.0], operator, noise)
+        assert "mean other than" in DPG(8, strength=0.5).misfit(given)
+        assert DPG(8).misfit(given) is None
+    assert DPG(8, strength=0.5).misfit(opaque()) is None
 
 
 def test_the_published_policy_gradient_ignores_the_noise_and_the_weighted_one_does_not():
