@@ -88,15 +88,18 @@ class Exceeds(Pointwise):
         Returns:
             The datum less ``mean``, and its variance: infinite where the event is sure, and says nothing.
         """
-        sign, m, v = 2 * y.double() - 1, mean.double(), variance.double()
+        # a variance is negative by rounding only
+        sign, m, v = 2 * y.double() - 1, mean.double(), variance.double().clamp(min=0)
         s = (v + self.fitted(m) ** 2).sqrt()
         u = sign * (m - self.threshold.to(m)) / s
         ratio = math.sqrt(2 / math.pi) / torch.special.erfcx(-u / math.sqrt(2))
         q = ratio * (ratio + u)
-        # 1 - q is positive, but for rounding
-        spare = (1 - q).clamp(min=0)
+        # 1 - q is positive, but for rounding; far below the threshold l + u cancels, and its series stands for it
+        far = u.clamp(max=-1e3) ** -2
+        spare = torch.where(u < -1e3, far - 6 * far**2, (1 - q).clamp(min=0))
+        q = torch.where(u < -1e3, 1 - spare, q)
         noise = s**2 * spare / q + self.fitted(m) ** 2
-        sure = q < torch.finfo(mean.dtype).eps
+        sure = (q < torch.finfo(mean.dtype).eps) & (u > 0)
         return (
             torch.where(sure, 0.0, sign * s * ratio / q).to(mean),
             torch.where(sure, math.inf, noise).to(mean),

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 import sciddiff as sd
-from sciddiff.errors import InputError
+from sciddiff.errors import DivergenceError, InputError
 from sciddiff.methods.base import Run
 from sciddiff.methods.linearised import TMPD, LocalGaussian
 from sciddiff.random import Streams
@@ -76,6 +76,30 @@ def test_a_sure_event_says_nothing():
     one = torch.ones(1, 1, dtype=torch.float64)
     miss, noise = sd.noise.Exceeds(0.0, sd=0.1).site(one, 50 * one, one)
     assert float(miss) == 0 and float(noise) == np.inf
+
+
+@pytest.mark.parametrize("t", [900.0, 1.1e3, 1e5, 1e8, 1e12])
+def test_the_site_of_an_event_far_off_is_that_of_an_exponential_tail(t):
+    """Beyond t the law of N(0, 1) has mean ``t + 1/t`` and variance ``1/t^2 - 6/t^4``, to orders left out."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+    miss, noise = (float(v) for v in sd.noise.Exceeds(t, sd=1e-20).site(one, 0 * one, one))
+    assert miss / (1 + noise) == pytest.approx(t + 1 / t, rel=1e-11)
+    # what cancels is 1e-4 of the variance where the series takes over
+    assert noise / (1 + noise) == pytest.approx(t**-2 - 6 * t**-4, rel=3e-4)
+
+
+def test_a_variance_that_rounding_made_negative_counts_as_none():
+    one = torch.ones(1, 1, dtype=torch.float64)
+    miss, noise = sd.noise.Exceeds(1.0, sd=1e-9).site(one, 0 * one, -1e-17 * one)
+    assert 0.99 < float(miss) < 1.01 and np.isfinite(float(noise))
+
+
+def test_an_event_of_what_is_not_a_number_raises_and_is_not_taken_for_unseen():
+    law, y = sd.noise.Exceeds(1.0, sd=0.1), torch.ones(2, 1, dtype=torch.float64)
+    assert bool(law.site(y, torch.nan * y, y)[1].isnan().all())
+    root = sd.operators.from_torch(lambda x: x[:, :1].sqrt(), SPACE, sd.Space({"event": 1}, "y"))
+    with pytest.raises(DivergenceError, match=r"sigma .*events"):
+        prior().given([1.0], root, law).sample(4, method=LocalGaussian("unit"), steps=4, seed=0)
 
 
 @pytest.mark.parametrize("reference", list(REFERENCES))
