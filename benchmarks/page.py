@@ -27,7 +27,7 @@ Made by `python benchmarks/fidelity.py`, which keeps what it measured in `benchm
 
 - The **distance** is over its [floor](correct.md#the-floor), that of two exact sets: 1.00 is what exact draws get, as in the
   first row. It is Gaussian W2 where the posterior is Gaussian, sliced W1 elsewhere, in the prior's normalised units. In
-  brackets a 90 % bootstrap interval over the problems. The two distances have different floors, and are not to be compared.
+  brackets a 90 % bootstrap interval over the problems, and their number; without, it is one problem. The two distances have different floors, and are not to be compared.
 - The **error of the mean** is in exact posterior standard deviations (rms), the **standard deviations** are ratios to the exact
   ones: the median over the values and, in brackets, the least and the largest in any of the problems. {draws} exact draws
   leave what the first row shows.
@@ -153,7 +153,7 @@ def _ratio(table: Table, label: str, name: str) -> str:
     if found is None:
         return "raises" if raised else "-"
     # one problem says nothing of how problems differ
-    between = f" ({_number(found[1])}-{_number(found[2])})" if len(seeds) > 1 else ""
+    between = f" ({_number(found[1])}-{_number(found[2])}; {len(seeds)})" if len(seeds) > 1 else ""
     text = f"{_number(found[0])}{between}"
     return f"{text}, raises on {len(raised)} of {len(raised) + len(seeds)}" if raised else text
 
