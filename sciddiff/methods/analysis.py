@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -148,7 +148,13 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Analysis(ABC):
-    """How an ensemble is moved by data; a setting of the ensemble methods."""
+    """How an ensemble is moved by data; a setting of the ensemble methods.
+
+    Attributes:
+        reference: its papers beside those of the method, as BibTeX.
+    """
+
+    reference: ClassVar[str] = ""
 
     @abstractmethod
     def update(self, forecast: Forecast) -> torch.Tensor:
@@ -194,6 +200,12 @@ class SquareRoot(Analysis):
         SquareRoot()
     """
 
+    reference: ClassVar[str] = (
+        "@article{bishop2001adaptive, title={Adaptive Sampling with the Ensemble Transform {K}alman Filter. "
+        "Part {I}: Theoretical Aspects}, author={Bishop, Craig H. and Etherton, Brian J. and Majumdar, Sharanya J.}, "
+        "journal={Monthly Weather Review}, volume={129}, number={3}, pages={420--436}, year={2001}}"
+    )
+
     def update(self, forecast: Forecast) -> torch.Tensor:
         """``mean + K (y - g_mean) + T off``."""
         y = forecast.seen.white(forecast.g_off) / (forecast.scale * math.sqrt(forecast.times))
@@ -226,6 +238,14 @@ class Localised(Analysis):
         Localised(radius=3.0)
     """
 
+    reference: ClassVar[str] = (
+        "@article{houtekamer2001sequential, title={A Sequential Ensemble {K}alman Filter for Atmospheric Data "
+        "Assimilation}, author={Houtekamer, P. L. and Mitchell, Herschel L.}, journal={Monthly Weather Review}, "
+        "volume={129}, number={1}, pages={123--137}, year={2001}}\n\n"
+        "@article{gaspari1999construction, title={Construction of correlation functions in two and three dimensions}, "
+        "author={Gaspari, Gregory and Cohn, Stephen E.}, journal={Quarterly Journal of the Royal Meteorological "
+        "Society}, volume={125}, number={554}, pages={723--757}, year={1999}}"
+    )
     radius: float | Mapping[str, float] = 1.0
 
     def __post_init__(self) -> None:
@@ -294,6 +314,11 @@ class Tapered(Analysis):
         Tapered(taper of shape (1, 3))
     """
 
+    reference: ClassVar[str] = (
+        "@article{chen2017localization, title={Localization and regularization for iterative ensemble smoothers}, "
+        "author={Chen, Yan and Oliver, Dean S.}, journal={Computational Geosciences}, volume={21}, number={1}, "
+        "pages={13--30}, year={2017}}"
+    )
     taper: Any = field(repr=False)
 
     def __post_init__(self) -> None:

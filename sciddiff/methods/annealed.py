@@ -19,6 +19,7 @@ import torch
 
 from sciddiff.errors import DivergenceError, InputError
 from sciddiff.methods.base import Method, Run
+from sciddiff.methods.kalman import are_ints, are_numbers
 from sciddiff.methods.variational import Target, data_count, score_level, white_points
 from sciddiff.networks import MLP
 from sciddiff.posterior import chunks
@@ -93,7 +94,9 @@ class CMCD(Method):
 
     def __post_init__(self) -> None:
         good = (
-            min(self.bridges, self.pool) >= 1
+            are_ints(self.bridges, self.pool, self.training, self.paths, self.width)
+            and are_numbers(self.step, self.rate, self.sigma or 1.0)
+            and min(self.bridges, self.pool) >= 1
             and self.training >= 0
             and self.paths >= 2
             and self.width >= 4

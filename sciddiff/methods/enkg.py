@@ -16,7 +16,15 @@ import torch
 from sciddiff.errors import InputError
 from sciddiff.methods.analysis import Seen
 from sciddiff.methods.base import Run
-from sciddiff.methods.kalman import AnalysisMethod, EnsembleMethod, check_least, predict, simulate, survivors
+from sciddiff.methods.kalman import (
+    AnalysisMethod,
+    EnsembleMethod,
+    are_numbers,
+    check_least,
+    predict,
+    simulate,
+    survivors,
+)
 from sciddiff.posterior import chunks
 from sciddiff.random import Streams
 from sciddiff.solvers import Ancestral, Euler, Karras, Solver
@@ -189,7 +197,7 @@ class EnKG(EnsembleMethod):
         super().__post_init__()
         for name, least in (("steps", 2), ("repeats", 1), ("rollout", 1)):
             check_least(name, getattr(self, name), least)
-        if not 0 < self.guidance < math.inf:
+        if not (are_numbers(self.guidance) and 0 < self.guidance < math.inf):
             raise InputError("guidance", expected="a positive number", got=repr(self.guidance), fix="2.0")
 
     def carry(self, run: Run, case: int, size: int) -> torch.Tensor:
@@ -202,21 +210,27 @@ class EnKG(EnsembleMethod):
             s, t = sigmas[i], sigmas[i + 1]
             for _ in range(self.repeats if 0.05 * n < i < 0.95 * n else 0):
                 depth = min(1 + (n - i) // 4, self.rollout)
-                z = self._corrected(run, seen, z, _solve(run, Euler(), z, s, depth, streams))
+                alive, x = self._corrected(run, seen, z, _solve(run, Euler(), z, s, depth, streams))
+                z = torch.full_like(z, math.nan)
+                z[alive] = checked(x, i, s)
+            live = _live(z)
             z = torch.lerp(_forward(run, z, s), z, t / s)
-            checked(z[torch.isfinite(z.flatten(1)).all(1)], i, s)
+            checked(z[live], i, s)
         return z
 
-    def _corrected(self, run: Run, seen: Seen, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-        """The members that live, moved against their misfits; the others become NaN."""
+    def _corrected(
+        self, run: Run, seen: Seen, z: torch.Tensor, x0: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which members live, ``(J,)``, and those, moved against their misfits."""
         predicted = simulate(run, x0)
         alive = survivors(run, predicted)
         g, x = seen.pick(predicted)[alive], z[alive].flatten(1)
         c = (g - seen.y) @ (g - g.mean(0)).T / len(g)
-        x = x - (self.guidance / c.norm() * c).to(x) @ (x - x.mean(0))
-        out = torch.full_like(z, math.nan)
-        out[alive] = x.reshape(-1, *z.shape[1:])
-        return out
+        norm = c.norm()
+        # members that agree in every prediction, or all fit, say nothing of where to go
+        if norm != 0:
+            x = x - (self.guidance / norm * c).to(x) @ (x - x.mean(0))
+        return alive, x.reshape(-1, *z.shape[1:])
 
 
 def _forward(run: Run, z: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -29,6 +29,8 @@ __all__ = [
     "EnsembleKalman",
     "EnsembleMethod",
     "TemperedEKI",
+    "are_ints",
+    "are_numbers",
     "check_least",
     "predict",
     "simulate",
@@ -75,6 +77,10 @@ class AnalysisMethod(EnsembleMethod):
     def misfit(self, posterior: Posterior) -> str | None:
         """Why the method does not fit the posterior, None if it does."""
         return super().misfit(posterior) or self.analysis.misfit(posterior)
+
+    def references(self) -> list[str]:
+        """The papers of the method and of its analysis, as BibTeX."""
+        return [*super().references(), self.analysis.reference]
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
@@ -125,7 +131,10 @@ class EnsembleKalman(AnalysisMethod):
     reference: ClassVar[str] = (
         "@article{emerick2013ensemble, title={Ensemble smoother with multiple data assimilation}, "
         "author={Emerick, Alexandre A. and Reynolds, Albert C.}, journal={Computers \\& Geosciences}, "
-        "volume={55}, pages={3--15}, year={2013}}"
+        "volume={55}, pages={3--15}, year={2013}}\n\n"
+        "@article{burgers1998analysis, title={Analysis Scheme in the Ensemble {K}alman Filter}, "
+        "author={Burgers, Gerrit and van Leeuwen, Peter Jan and Evensen, Geir}, "
+        "journal={Monthly Weather Review}, volume={126}, number={6}, pages={1719--1724}, year={1998}}"
     )
     iterations: int = 1
     inflation: float = 1.0
@@ -133,7 +142,7 @@ class EnsembleKalman(AnalysisMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least("iterations", self.iterations, 1)
-        if not 1.0 <= self.inflation < math.inf:
+        if not (are_numbers(self.inflation) and 1.0 <= self.inflation < math.inf):
             raise InputError(
                 "inflation",
                 expected="a factor of at least 1",
@@ -236,7 +245,7 @@ class EKI(AnalysisMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least("iterations", self.iterations, 1)
-        if not 0 < self.tau < math.inf:
+        if not (are_numbers(self.tau) and 0 < self.tau < math.inf):
             raise InputError(
                 "tau", expected="a positive number", got=repr(self.tau), fix="1 is the noise level"
             )
@@ -309,6 +318,16 @@ def check_least(name: str, value: object, least: int) -> None:
     """Raise `InputError` unless ``value`` is an int of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(name, expected=f"an int of at least {least}", got=repr(value), fix="leave it out")
+
+
+def are_ints(*values: object) -> bool:
+    """Whether all are ints; a bool is none."""
+    return all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+
+
+def are_numbers(*values: object) -> bool:
+    """Whether all are ints or floats; a bool is none."""
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 
 def _step(forecast: Forecast) -> float:

@@ -15,9 +15,11 @@ import torch
 
 from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.methods.base import Method, Run
+from sciddiff.methods.kalman import are_ints, are_numbers
 from sciddiff.methods.variational import (
     Descent,
     GaussianFit,
+    GaussianVI,
     Target,
     data_count,
     descend,
@@ -54,7 +56,8 @@ class MixtureFit:
     Attributes:
         weights: ``(c,)``.
         components: the Gaussians.
-        evidence: a lower bound on ``log p(y)``, in nats, under the smoothed prior; the gap is ``KL(q | posterior)``.
+        evidence: an estimate of a lower bound on ``log p(y)``, in nats, under the smoothed prior, below it by
+            ``KL(q | posterior)``; NaN where the fitted Gaussian is on fewer dimensions than the noise.
     """
 
     weights: torch.Tensor
@@ -96,6 +99,8 @@ class MixtureVI(Method):
         iterations: most iterations.
         tol: as in `GaussianVI`.
 
+    The result records ``evidence_bound``, of every case an estimate of a lower bound on ``log p(y)``.
+
     Raises:
         InputError: on settings out of range.
         ConvergenceError: if components that have not settled hold more than 1 % of the weight, or densities overflow.
@@ -109,7 +114,7 @@ class MixtureVI(Method):
     reference: ClassVar[str] = (
         "@inproceedings{lin2019fast, title={Fast and Simple Natural-Gradient Variational Inference with Mixture of "
         "Exponential-family Approximations}, author={Lin, Wu and Khan, Mohammad Emtiyaz and Schmidt, Mark}, "
-        "booktitle={ICML}, year={2019}}"
+        "booktitle={ICML}, year={2019}}\n\n" + GaussianVI.reference
     )
     components: int = 64
     rank: int | None = None
@@ -122,7 +127,9 @@ class MixtureVI(Method):
 
     def __post_init__(self) -> None:
         good = (
-            (self.rank is None or self.rank >= 1)
+            are_ints(self.rank or 1, self.components, self.samples, self.iterations)
+            and are_numbers(self.width, self.step, self.tol, self.sigma or 1.0)
+            and (self.rank is None or self.rank >= 1)
             and min(self.components, self.samples, self.iterations) >= 1
             and 0 < self.step <= 1
             and 0 < self.width <= 1
@@ -196,7 +203,9 @@ class MixtureVI(Method):
         gaussians = [
             GaussianFit(factor, m, basis, c, found.iterations) for m, c in zip(mean, cov, strict=True)
         ]
-        return MixtureFit(weights, gaussians, evidence)
+        # a density on the range of C is none on a smaller one
+        known = factor.rank == prior.reference.rank
+        return MixtureFit(weights, gaussians, evidence if known else math.nan)
 
     def _starts(self, run: Run, case: int) -> torch.Tensor:
         """Half of them draws of the prior; where those are cheap, half of them picked from many by the likelihood.

@@ -16,6 +16,7 @@ import torch
 
 from sciddiff.errors import InputError
 from sciddiff.methods.base import Method, Rows, Run
+from sciddiff.methods.kalman import are_numbers
 from sciddiff.methods.search import Judge, families, picked, possible, take, whole
 from sciddiff.solvers import Karras
 from sciddiff.solvers.base import checked
@@ -57,7 +58,8 @@ class TreeSampling(Method):
         DivergenceError: if a state becomes non-finite, ``y`` is impossible under all leaves of a tree, or an operator that may
             not fail does.
 
-    The result records ``log_evidence``, the mean over the trees of the log of their estimates of ``p(y)``.
+    With "weighted" and ``lam=1`` the result records ``log_evidence``, the log of the mean over the trees of their
+    estimates of ``p(y)``, of every case.
 
     Example:
         >>> TreeSampling(rollouts=256, steps=4).lam
@@ -84,7 +86,8 @@ class TreeSampling(Method):
             raise InputError(
                 "choice", expected="'weighted' or 'best'", got=repr(self.choice), fix="leave it out"
             )
-        if not 0 < self.lam < math.inf or not 1 <= self.width < math.inf or not 0 < self.power <= 1:
+        numbers = are_numbers(self.lam, self.width, self.power)
+        if not (numbers and 0 < self.lam < math.inf and 1 <= self.width < math.inf and 0 < self.power <= 1):
             raise InputError(
                 "lam",
                 expected="lam > 0, width >= 1 and 0 < power <= 1",
@@ -95,15 +98,20 @@ class TreeSampling(Method):
     def draw(self, run: Run) -> torch.Tensor:
         """Grow the trees of some rows side by side, and walk down each."""
         steps = run.steps or self.steps
-        judge, out, evidence = Judge(run), [], []
+        judge, out, values, of = Judge(run), [], [], []
         run.notes["steps"] = steps
         for rows in families(run, self.rollouts * 2 * (steps + 1), "tree"):
             trees = _Trees(run, self, rows, steps)
             for i in run.bar(range(self.rollouts)):
                 trees.grow(i, judge)
             out.append(trees.leaf())
-            evidence.append(trees.values[:, 0, 0])
-        run.notes["log_evidence"] = float(torch.cat(evidence).mean())
+            values.append(trees.values[:, 0, 0])
+            of.append(rows.cases)
+        if self.choice == "weighted" and self.lam == 1:
+            value, case = torch.cat(values), torch.cat(of)
+            each = [value[case == c] for c in range(run.posterior.cases)]
+            evidence = [float(v.logsumexp(0)) - math.log(len(v)) for v in each]
+            run.notes["log_evidence"] = evidence[0] if len(evidence) == 1 else evidence
         return torch.cat(out)
 
 

@@ -20,6 +20,7 @@ from sciddiff.covariance import Covariance
 from sciddiff.draws import DiagnosisWarning
 from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.methods.base import Method, Run, likelihood_gradient
+from sciddiff.methods.kalman import are_ints, are_numbers
 from sciddiff.posterior import chunks
 from sciddiff.random import Streams
 from sciddiff.solvers.likelihood import ClosedForm, flow_log_density
@@ -131,7 +132,9 @@ class GaussianVI(Method):
 
     def __post_init__(self) -> None:
         good = (
-            (self.rank is None or self.rank >= 1)
+            are_ints(self.rank or 1, self.samples, self.iterations)
+            and are_numbers(self.step, self.tol, self.sigma or 1.0)
+            and (self.rank is None or self.rank >= 1)
             and self.samples >= 1
             and self.iterations >= 1
             and 0 < self.step <= 1

@@ -128,7 +128,12 @@ def test_cmcd_passes_the_conformance_check_but_for_the_moments_of_single_paths()
     check_method(method, draws=200, expected_failures={"mean": few, "covariance": few})
 
 
-@pytest.mark.parametrize("bad", [{"bridges": 0}, {"step": 1.5}, {"pool": 0}, {"paths": 1}, {"rate": -1.0}])
+WRONG = [{"bridges": 2.5}, {"training": 1.5}, {"step": "a"}]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"bridges": 0}, {"step": 1.5}, {"pool": 0}, {"paths": 1}, {"rate": -1.0}, *WRONG]
+)
 def test_bad_settings_are_refused(bad):
     with pytest.raises(InputError):
         CMCD(**bad)

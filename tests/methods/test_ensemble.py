@@ -426,6 +426,9 @@ def test_biased_methods_keep_every_other_promise(method):
     "make",
     [
         lambda: EKI(tau=0.0),
+        lambda: EKI(tau=None),
+        lambda: EnKG(guidance="a"),
+        lambda: EnsembleKalman(inflation=True),
         lambda: EKI(iterations=0),
         lambda: TemperedEKI(ensemble=1),
         lambda: EnsembleKalman(analysis="local"),
@@ -455,3 +458,32 @@ def test_settings_out_of_range_are_refused(make):
 def test_a_taper_that_does_not_fit_is_refused_before_any_simulation(kind, analysis, message):
     with pytest.raises(MethodError, match=message):
         of(kind).problem.posterior.sample(4, method=EnsembleKalman(analysis=analysis), seed=0)
+
+
+def test_enkg_raises_where_living_members_overflow():
+    p = of("vector")
+    with pytest.raises(DivergenceError, match="not finite"):
+        p.problem.posterior.sample(4, method=EnKG(ensemble=8, steps=8, guidance=1e308), seed=0)
+
+
+def test_enkg_leaves_members_alone_whose_predictions_agree():
+    p = of("vector")
+    space = p.problem.posterior.prior.space
+    same = sd.operators.black_box(lambda x: np.ones(2), space, sd.Space({"j": 2}, "y"))
+    given = p.problem.posterior.prior.given([3.0, 1.0], same, sd.noise.Gaussian(0.5))
+    assert np.isfinite(values(given.sample(4, method=EnKG(ensemble=8, steps=8), seed=0))).all()
+
+
+@pytest.mark.parametrize(
+    ("analysis", "keys"),
+    [
+        (Perturbed(), ["emerick2013", "burgers1998"]),
+        (SquareRoot(), ["emerick2013", "burgers1998", "bishop2001"]),
+        (Localised(2.0), ["emerick2013", "burgers1998", "houtekamer2001", "gaspari1999"]),
+        (Tapered([[1.0]]), ["emerick2013", "burgers1998", "chen2017"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_ensemble_cites_its_analysis_too(analysis, keys):
+    entries = [e for r in EnsembleKalman(analysis=analysis).references() for e in r.split("\n\n") if e]
+    assert [e.split("{")[1].split(",")[0][: len(k)] for e, k in zip(entries, keys, strict=True)] == keys

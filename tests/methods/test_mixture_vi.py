@@ -11,6 +11,7 @@ from sciddiff.diagnostics import floor, sliced_w1
 from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.methods.base import Run
 from sciddiff.methods.mixture_vi import MixtureVI
+from sciddiff.methods.variational import GaussianVI
 from sciddiff.priors.base import Prior
 from sciddiff.priors.mixture import GaussianMixturePrior
 from sciddiff.testing import check_method
@@ -157,7 +158,28 @@ def test_mixture_vi_passes_the_conformance_check():
     check_method(MixtureVI(components=4, samples=16))
 
 
-@pytest.mark.parametrize("bad", [{"components": 0}, {"width": 2.0}, {"rank": 0}, {"tol": 0.0}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"components": 0}, {"width": 2.0}, {"rank": 0}, {"tol": 0.0}, {"components": 2.5}, {"step": "a"}],
+)
 def test_bad_settings_are_refused(bad):
     with pytest.raises(InputError):
         MixtureVI(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"rank": 1.5}, {"rank": True}, {"samples": 2.5}, {"tol": "a"}])
+def test_bad_settings_of_the_single_gaussian_are_refused(bad):
+    with pytest.raises(InputError):
+        GaussianVI(**bad)
+
+
+def test_a_prior_on_fewer_dimensions_than_its_noise_has_no_evidence_bound():
+    space, white = sd.Space({"i": 4}), sd.covariance.white((4,))
+    law = sd.covariance.Eigen(white.basis, torch.tensor([1.0, 2.0, 0.0, 0.5]).double())
+    operator = sd.operators.Points.at_indices(space, [0])
+    for prior, known in (
+        (sd.GaussianPrior(space, white), True),
+        (sd.GaussianPrior(space, law, reference=white), False),
+    ):
+        found = fit(prior.given([0.7], operator, sd.noise.Gaussian(0.4)), MixtureVI(components=2))
+        assert np.isfinite(found.evidence) == known
