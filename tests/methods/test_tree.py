@@ -155,9 +155,31 @@ def test_data_that_no_leaf_can_make_are_refused():
         ({"lam": 0.0}, "lam"),
         ({"power": 1.5}, "lam"),
         ({"width": 0.5}, "lam"),
+        ({"lam": "a"}, "lam"),
+        ({"width": True}, "lam"),
     ],
 )
 def test_bad_settings_are_refused(settings, argument):
     with pytest.raises(InputError) as wrong:
         TreeSampling(**settings)
     assert wrong.value.argument == argument
+
+
+def test_every_case_has_an_evidence_of_its_own_and_only_of_posterior_trees():
+    method, given = TreeSampling(64, steps=2), problem_of([1.5])
+    one, other = (p.sample(200, method, seed=0).attrs["log_evidence"] for p in (given, problem_of([-3.0])))
+    both = problem_of(np.array([[1.5], [-3.0]])).sample(200, method, seed=0).attrs["log_evidence"]
+    exact = [stats.norm.logpdf(y, scale=math.sqrt(1.25)) for y in (1.5, -3.0)]
+    assert isinstance(one, float) and len(both) == 2
+    # the logs of the two differ by 2.7; trees of 64 leaves put the log of their mean within a tenth or so
+    np.testing.assert_allclose(both, exact, atol=0.4)
+    np.testing.assert_allclose([one, other], exact, atol=0.4)
+    for biased in (TreeSampling(8, steps=2, lam=2.0), TreeSampling(8, steps=2, choice="best")):
+        assert "log_evidence" not in given.sample(2, biased, seed=0).attrs
+
+
+def problem_of(y) -> sd.Posterior:
+    space = sd.Space({"i": 1})
+    prior = sd.GaussianPrior(space, sd.covariance.white((1,)))
+    operator = sd.operators.Matrix(space, sd.Space({"j": 1}, "y"), np.eye(1))
+    return prior.given(y, operator, sd.noise.Gaussian(0.5), batch_dim=None if np.ndim(y) == 1 else "case")
