@@ -56,7 +56,8 @@ class CMCD(Method):
     neither can be trusted. On a linear Gaussian problem (8 values, 4 data, 500 draws) it was 0.07 without and 0.60 with
     a control; with it the means were off by 0.02 posterior standard deviations (rms), the standard deviations 1.02 of
     the exact ones, and the log evidence by 0.002 with an error of 0.009. Steps are in units of the fitted Gaussian: priors with modes far narrower than that
-    take many bridges with a small ``step``, and `MixtureVI` is better there.
+    take many bridges with a small ``step``, and `MixtureVI` is better there. So do many sharp data: on a series of 64 values,
+    16 of them seen, 2 % of the paths held the weight at 128 bridges.
 
     Args:
         bridges: number of steps of a path, each a denoiser call and a gradient of the likelihood.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sciddiff as sd
+from sciddiff.draws import DiagnosisWarning
 from sciddiff.errors import DivergenceError, InputError, MethodError
 from sciddiff.methods.annealed import CMCD
 from sciddiff.methods.base import Run
@@ -103,16 +104,12 @@ def test_draws_of_a_trained_control_are_exact_and_the_result_holds_the_evidence(
     assert error < 0.1 and abs(found - problem.log_evidence) < 4 * error + 1e-3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["series", "graph"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_evidence_of_series_and_graphs_is_exact(kind, dtype):
-    problem = gaussian(kind, 0)
-    o = problem.posterior.observations[0]
-    posterior = problem.posterior.prior.to(dtype=dtype).given(o.y[0], o.operator, o.noise)
-    draws = posterior.sample(100, CMCD(), seed=0)
-    found, error = draws.attrs["log_evidence"][0], draws.attrs["log_evidence_error"][0]
-    assert error < 0.3 and abs(found - problem.log_evidence) < 4 * error + 1e-2
+def test_where_few_paths_hold_the_weight_the_diagnosis_says_so():
+    # 64 values, 16 sharp data: more than a few untrained bridges can cross
+    posterior = gaussian("series", 0).posterior
+    with pytest.warns(DiagnosisWarning, match="of the paths held the weight"):
+        draws = posterior.sample(16, CMCD(bridges=16, training=0, pool=4), seed=0)
+    assert draws.attrs["path_efficiency"][0] < 0.05
 
 
 def test_a_prior_without_a_log_density_is_refused():
