@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Self, final
 
 import torch
@@ -22,9 +22,11 @@ import torch
 from sciddiff.covariance import Covariance, multiple
 from sciddiff.errors import ConvergenceError
 from sciddiff.methods.base import Guided, GuidedDenoiser, Run, likelihood_gradient, tweedie
+from sciddiff.methods.linearised import Sited
 from sciddiff.noise import Gaussian
 from sciddiff.posterior import Observation
 from sciddiff.priors.base import Prior
+from sciddiff.priors.spread import learned
 from sciddiff.random import Streams
 from sciddiff.solvers.likelihood import ClosedForm
 
@@ -76,7 +78,8 @@ class Chain:
     that, particles meet the exact law in any number of steps. The last step, to 0, is left as it is: from ``sigma_min`` it
     is Gaussian to rounding, and a prior may have points there. Nothing is done for Gaussian priors, whose chain
     is theirs, nor in more than 100 dimensions: what a step lacks where the data do not see it would cost more
-    weight than it mends.
+    weight than it mends. These closed forms are not counted as forwards; that of a mixture takes about as long
+    as one.
 
     Args:
         prior: the prior.
@@ -314,7 +317,11 @@ def _fixed(run: Run, choice: str, gamma: float) -> Callable[[float], Covariance]
     if choice == "unit":
         one = 1.0 / float(reference.variance().mean())
         return lambda sigma: multiple(reference, sigma**2 * one / (one + sigma**2))
-    known = prior.gaussian_covariance if choice == "gaussian" else prior.covariance
+    known: Callable[[float], Covariance | None] = prior.covariance
+    if choice == "gaussian":
+        known = prior.gaussian_covariance
+    elif choice == "learned":
+        known = partial(learned, prior)
     if known(prior.sigma_max) is None:
         return None
 
@@ -335,7 +342,7 @@ def tempered(run: Run, observed: Observed) -> Power:
     """``1 / (1 + a)``, ``a`` the variance of ``A(z0)`` given ``z`` in units of the noise, for a prior of variance one.
 
     ``a = sigma^2 / (1 + sigma^2) tr(R^-1 B C B^T) / m``, by gradients at the prior's mean for data
-    simulated there.
+    simulated there, or the curvature of the log-likelihood there for events.
     """
     prior, shape = run.prior, run.prior.space.shape
     centre = torch.zeros((_SIMULATIONS, *shape), dtype=prior.dtype, device=prior.device)
@@ -344,10 +351,16 @@ def tempered(run: Run, observed: Observed) -> Power:
         means = [o.operator.apply(x) for o in observed.observations]
     scores = []
     for i, (o, mean) in enumerate(zip(observed.observations, means, strict=True)):
-        streams = Streams(0, range(_SIMULATIONS), purpose=f"twist {i}")
-        y = o.noise.draw(mean.detach(), streams)
-        mask = None if o.mask is None else o.mask[observed.case][None].expand_as(y)
-        scores.append(o.noise.score(y, mean.detach(), mask))
+        streams, mean = Streams(0, range(_SIMULATIONS), purpose=f"twist {i}"), mean.detach()
+        mask = None if o.mask is None else o.mask[observed.case][None].expand_as(mean)
+        if isinstance(o.noise, Sited):
+            # made at the mean a rare event does not happen, and would say nothing of how sharp it is
+            _, variance = o.noise.site(o.y[observed.case][None], mean[:1], torch.zeros_like(mean[:1]))
+            white = streams.normal(tuple(mean.shape[1:]), dtype=mean.dtype, device=mean.device)
+            score = variance.rsqrt() * white
+            scores.append(score if mask is None else torch.where(mask, score, 0.0))
+        else:
+            scores.append(o.noise.score(o.noise.draw(mean, streams), mean, mask))
     (pulled,) = torch.autograd.grad(means, x, scores)
     run.cost.operator_calls += 2 * _SIMULATIONS
     pulled = prior.reference.sqrt_adjoint(prior.normalisation.scale.to(pulled) * pulled)
@@ -612,22 +625,21 @@ class Observed:
         return Data(directions, _triangular(factor, residual), constant)
 
     def _bent(self, d: torch.Tensor) -> Data:
-        """By one VJP of the operators for every datum, with the noise's covariance at ``A(D)``."""
+        """By one VJP of ``E[y | A(x)]`` for every datum, with the noise's covariance at ``A(D)``."""
         prior = self.run.prior
         with torch.enable_grad():
             x = prior.normalisation.physical(d).detach().requires_grad_()
             means = [o.operator.apply(x) for o in self.observations]
-            flat = torch.cat([mean.flatten(1) for mean in means], 1)[:, self.index]
+            pairs = list(zip(self.observations, means, strict=True))
+            expected = [o.noise.expectation(mean) for o, mean in pairs]
+            flat = torch.cat([e.flatten(1) for e in expected], 1)[:, self.index]
             columns = [
                 torch.autograd.grad(flat[:, j].sum(), x, retain_graph=True)[0] for j in range(flat.shape[1])
             ]
         self.run.cost.operator_calls += (1 + len(columns)) * len(d)
         rows = prior.normalisation.scale.to(d) * torch.stack(columns, 1)
         y = torch.cat([o.y[self.case].flatten() for o in self.observations])[self.index]
-        noise = [
-            _noise_matrix(o, mean.detach(), o.y[self.case])
-            for o, mean in zip(self.observations, means, strict=True)
-        ]
+        noise = [_noise_matrix(o, mean.detach(), o.y[self.case]) for o, mean in pairs]
         factor = _factor(_blocks(noise)[:, self.index][:, :, self.index])
         rows = prior.reference.sqrt_adjoint(rows).flatten(2).double()
         return Data(
@@ -647,11 +659,21 @@ def _noise_matrix(o: Observation, mean: torch.Tensor, y: torch.Tensor) -> torch.
     if isinstance(o.noise, Gaussian):
         eye = torch.eye(size, dtype=torch.float64, device=mean.device).reshape(size, *shape)
         return o.noise.covariance(shape).apply(eye).reshape(1, size, size).expand(len(mean), -1, -1)
-    at_mean, at_y = o.noise.variance(mean), o.noise.variance(y[None])
+    at_mean, at_y = o.noise.variance(mean), o.noise.variance(_reading(o, mean, y))
     assert at_mean is not None and at_y is not None  # `misfit` has refused noises without
-    both = ((at_mean + at_y) / 2).flatten(1).double()
+    both = ((at_mean + torch.where(at_y.isfinite(), at_y, at_mean)) / 2).flatten(1).double()
     # counts of 0 at rates of 0 would leave no noise; any positive twist will do
-    return torch.diag_embed(both.clamp(min=1e-2 * float(both.mean())))
+    floor = 1e-2 * both.mean(1, keepdim=True)
+    return torch.diag_embed(torch.maximum(both, torch.where(floor > 0, floor, 1.0)))
+
+
+def _reading(o: Observation, mean: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The noise-free value that lets ``y`` be expected, by one Newton step from ``mean``: a count over its exposure."""
+    with torch.enable_grad():
+        mean = mean.clone().requires_grad_()
+        expected = o.noise.expectation(mean)
+        (slope,) = torch.autograd.grad(expected.sum(), mean)
+    return mean.detach() + (y - expected.detach()) / slope
 
 
 def _blocks(matrices: list[torch.Tensor]) -> torch.Tensor:

@@ -12,10 +12,11 @@ from scipy import stats
 
 import sciddiff as sd
 from sciddiff.errors import DivergenceError, InputError, MethodError
-from sciddiff.methods import MMPS, TDS, DPSDenoiser, MCGDiff, Particles
+from sciddiff.methods import MMPS, TDS, DPSDenoiser, LocalGaussian, MCGDiff, Particles
 from sciddiff.methods.base import Run
 from sciddiff.methods.twists import Belief, Observed
 from sciddiff.priors.mixture import GaussianMixturePrior
+from sciddiff.priors.spread import Spread, learned
 from sciddiff.testing import check_method
 from sciddiff.testing.exact import Hidden, gaussian, mixture
 
@@ -175,6 +176,9 @@ def curved(kind) -> SimpleNamespace:
     if kind == "poisson":
         y, noise = np.array([3.0, 0.0]), sd.noise.Poisson()
         operator = sd.operators.from_torch(lambda x: torch.exp(0.5 + slopes * x), space, codomain)
+    elif kind == "exposed":
+        y, noise = np.array([60.0, 3.0]), sd.noise.Poisson(exposure=20.0)
+        operator = sd.operators.from_torch(lambda x: torch.exp(0.5 + slopes * x), space, codomain)
     else:
         y = np.array([0.9, 0.2])
         noise = sd.noise.Laplace(0.3) if kind == "laplace" else sd.noise.Gaussian(0.3)
@@ -189,7 +193,7 @@ def curved(kind) -> SimpleNamespace:
     return SimpleNamespace(posterior=many, evidence=mass.sum(), mean=mean, sd=math.sqrt(var))
 
 
-@pytest.mark.parametrize("kind", ["poisson", "laplace", "gaussian"])
+@pytest.mark.parametrize("kind", ["poisson", "exposed", "laplace", "gaussian"])
 def test_curved_operators_and_other_noises_cost_weight_and_no_bias(kind):
     problem = curved(kind)
     draws = problem.posterior.sample(200, method=Particles(particles=200, steps=10), seed=0)
@@ -329,3 +333,70 @@ def test_noise_without_a_variance_is_refused_and_tds_named():
     with pytest.raises(MethodError, match="no finite variance; TDS"):
         posterior.sample(4, method=Particles(), seed=0)
     assert posterior.sample(4, method=TDS(particles=8, steps=3), seed=0).sizes["sample"] == 4
+
+
+def heat(many: int = 1) -> sd.Posterior:
+    """``x + N(0, 0.1^2) > 0.5`` for ``x ~ N(0, 1)``."""
+    space = sd.Space({"i": 1})
+    prior = sd.GaussianPrior(space, sd.covariance.white((1,)))
+    operator, y = sd.operators.Identity(space), np.ones((many, 1))
+    return prior.given(y, operator, sd.noise.Exceeds(0.5, sd=0.1), batch_dim="case")
+
+
+@pytest.mark.parametrize("method", [Particles(LocalGaussian()), TDS()], ids=["LocalGaussian", "TDS"])
+def test_the_evidence_of_an_event_is_its_probability(method):
+    method, posterior = replace(method, particles=200, steps=60), heat(30)
+    sigmas, var = method.levels(run_of(posterior, method)), 0.0
+    for i, t in enumerate(sigmas):
+        # the plain chain, whose step takes D = z/(1 + s^2) for z0
+        above = sigmas[i - 1] if i else math.inf
+        r = (t / above) ** 2
+        var = (r + (1 - r) / (1 + above**2)) ** 2 * var + t**2 * (1 - r)
+    assert 0.8 < var < 1
+    spread = math.sqrt(var + 0.01)
+    u = 0.5 / spread
+    draws = posterior.sample(200, method=method, seed=0)
+    ratio = np.exp(np.array(draws.attrs["log_evidence"])) / stats.norm.sf(u)
+    assert ratio.std(ddof=1) / math.sqrt(len(ratio)) < 0.1
+    assert abs(score(ratio - 1)) < stats.norm.isf(1e-4)
+    mean = stats.norm.pdf(u) / stats.norm.sf(u) * var / spread
+    assert abs(score(ratio * (draws["x"].values[..., 0].mean(0) - mean))) < stats.norm.isf(1e-4)
+
+
+def test_an_event_is_not_taken_for_a_reading():
+    with pytest.raises(MethodError, match="event"):
+        heat().sample(4, method=Particles(), seed=0)
+
+
+def test_a_count_is_believed_by_its_exposure():
+    run = run_of(curved("exposed").posterior, Particles())
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    data = Observed(run, 0)(x)
+    rate = 20 * math.exp(0.5)
+    y, slopes = np.array([60.0, 3.0]), np.array([0.7, -1.1])
+    # half the variance that is expected, half the count
+    scale = np.sqrt((rate + y) / 2)
+    np.testing.assert_allclose(data.residual[0], (y - rate) / scale)
+    np.testing.assert_allclose(data.directions[0, :, 0], rate * slopes / scale)
+
+
+def test_the_learned_covariance_is_the_measured_one():
+    posterior = observed(modes())
+    with pytest.raises(MethodError, match="no measured spread"):
+        posterior.sample(4, method=Particles(MMPS("learned")), seed=0)
+    prior = modes()
+    prior.spread = Spread((0.1, 1.0), (0.5, 0.5))
+    method = Particles(MMPS("learned"), particles=8, steps=4)
+    run = run_of(observed(prior), method)
+    fixed = method.twist(run, Observed(run, 0)).fixed
+    np.testing.assert_allclose(fixed(0.7).apply(EYE), learned(prior, 0.7).apply(EYE))
+    assert observed(prior).sample(8, method=method, seed=0).attrs["vjps"] == 0
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 5])
+def test_any_number_of_steps_is_exact_for_a_gaussian_prior(steps):
+    draws = observed(PRIOR).sample(8, method=Particles(steps=steps), seed=0)
+    assert draws.attrs["steps"] == steps
+    total = MATRIX @ (ROOT @ ROOT.T + 0.3 * np.eye(D)) @ MATRIX.T + NOISE.apply(torch.eye(M).double()).numpy()
+    exact = stats.multivariate_normal(cov=total).logpdf(Y)
+    np.testing.assert_allclose(draws.attrs["log_evidence"], exact, atol=1e-2)
