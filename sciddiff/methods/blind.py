@@ -34,7 +34,9 @@ __all__ = ["BlindDPS"]
 @final
 @dataclass(frozen=True)
 class BlindDPS(Method):
-    """Parallel reverse chains of a state and of its operator (Chung et al. 2023, arXiv 2211.10656, algorithm 1).
+    """Parallel reverse chains of a state and of its operator, after Chung et al. (2023, arXiv 2211.10656).
+
+    ``norm="data"`` is the published rule (algorithm 1); the default is free of the units of ``y``.
 
     An ancestral step of every part, then ``z_i <- z_i - zeta_i grad_i (|y - A(D)| + lambda_i |D_i|_1)``, with a
     norm of its own for every draw (published codes take one over the batch). With one zeta, ``norm="data"`` and

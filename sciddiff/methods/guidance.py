@@ -26,6 +26,7 @@ from sciddiff.methods.base import (
     tweedie,
 )
 from sciddiff.methods.pigdm import around, missing_gaussian
+from sciddiff.posterior import check_count
 from sciddiff.random import Streams
 from sciddiff.solvers import Ancestral, Denoiser, Karras
 from sciddiff.solvers.base import checked
@@ -46,7 +47,7 @@ _REFERENCE = (
 @final
 @dataclass(frozen=True)
 class DPS(Method):
-    """Diffusion posterior sampling as published (Chung et al. 2023, arXiv 2209.14687, algorithm 1).
+    """Diffusion posterior sampling after Chung et al. (2023, arXiv 2209.14687); ``norm="data"`` is the published rule.
 
     An ancestral step, then ``x <- x - zeta grad |y - A(D(x))|`` with a norm of its own for every draw (codes
     that take one norm over the batch give draws that depend on the batch size). For any noise the gradient of
@@ -86,6 +87,7 @@ class DPS(Method):
 
     def __post_init__(self) -> None:
         _positive("zeta", self.zeta)
+        check_count("steps", self.steps)
         for name, value, choices in (
             ("norm", self.norm, ("data", "state")),
             ("path", self.path, ("vp", "ve")),
@@ -297,7 +299,11 @@ def _typical(run: Run, simulations: int = 256) -> torch.Tensor:
         total += (
             (power.expand(o.y.shape) if o.mask is None else torch.where(o.mask, power, 0.0)).flatten(1).sum(1)
         )
-    if not bool((torch.isfinite(total) & (total > 0)).all()):
+    # a case of which nothing was observed has no gradient, and needs no unit of it
+    seen = torch.zeros_like(total, dtype=torch.bool)
+    for o in posterior.observations:
+        seen = seen | (True if o.mask is None else o.mask.flatten(1).any(1))
+    if not bool((torch.isfinite(total) & ((total > 0) | ~seen)).all()):
         raise InputError(
             "method",
             expected="a likelihood with a finite gradient at the prior's mean, which sets the unit of zeta",
@@ -314,5 +320,5 @@ def _unit(v: torch.Tensor) -> torch.Tensor:
 
 
 def _positive(name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
         raise InputError(name, expected="a positive number", got=repr(value), fix="0.5 is a good start")

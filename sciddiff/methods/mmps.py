@@ -6,6 +6,7 @@ neither symmetric nor positive, so what stands for ``Cov[z0 | z]`` is a named ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.linalg import cg, lanczos_root
 from sciddiff.methods.base import Guided, GuidedDenoiser, Run, tweedie
 from sciddiff.noise import Gaussian
+from sciddiff.posterior import check_count
 from sciddiff.priors.spread import learned, unit
 from sciddiff.random import Streams
 from sciddiff.solvers import DPMSolver, Moments, Solver
@@ -95,14 +97,16 @@ class MMPS(GuidedDenoiser):
                 got=repr(self.covariance),
                 fix="see the docstring of MMPS",
             )
+        check_count("max_iterations", self.max_iterations)
+        numbers = (self.rtol, self.draw_rtol, self.gamma)
         if (
-            not (0 < self.rtol < 1 and 0 < self.draw_rtol < 1)
-            or self.max_iterations < 1
-            or not self.gamma > 0
+            any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers)
+            or not (0 < self.rtol < 1 and 0 < self.draw_rtol < 1)
+            or not 0 < self.gamma < math.inf
         ):
             raise InputError(
                 "rtol",
-                expected="0 < rtol < 1, 0 < draw_rtol < 1, max_iterations >= 1 and gamma > 0",
+                expected="0 < rtol < 1, 0 < draw_rtol < 1 and gamma > 0",
                 got=repr(self),
                 fix="leave them at their defaults",
             )
@@ -136,7 +140,7 @@ class MMPS(GuidedDenoiser):
         if choice == "gaussian":
             return _Fixed(self, run, run.prior.gaussian_covariance)
         if choice == "unit":
-            return _Fixed(self, run, partial(_unit, run.prior.reference))
+            return _Fixed(self, run, partial(_unit, run.prior.reference), own=False)
         if choice == "learned":
             return _Fixed(self, run, partial(learned, run.prior))
         if choice == "scalar":
@@ -150,7 +154,9 @@ class MMPS(GuidedDenoiser):
 class _Fixed:
     """``Cov`` is the same for every ``z``: ``S = R + B Cov B^T`` is factored once per sigma, or solved by CG."""
 
-    def __init__(self, method: MMPS, run: Run, covariance: Callable[[float], Covariance | None]) -> None:
+    def __init__(
+        self, method: MMPS, run: Run, covariance: Callable[[float], Covariance | None], *, own: bool = True
+    ) -> None:
         self.run, self.covariance = run, covariance
         self.linear = run.posterior.linear_gaussian()
         # one system for every pattern of missing values
@@ -167,8 +173,9 @@ class _Fixed:
             # kept by the posterior; made here so that the first run rounds as every later one does
             run.cost.operator_calls += self.linear.prepare()
         self.kept = max(1, _FORM_LIMIT // (size**2 * systems))
-        # exact for exact Gaussian priors; for others the covariance is a guess, which more steps correct
-        self.solver: Solver = Moments() if run.prior.exact else Moments(steps=64)
+        # exact where the covariance is the prior's own; elsewhere it is a guess, which more steps correct
+        own = own and run.prior.exact and run.prior.covariance(run.prior.sigma_max) is not None
+        self.solver: Solver = Moments() if own else Moments(steps=64)
 
     def __call__(self, z: torch.Tensor, sigma: float, cases: torch.Tensor) -> torch.Tensor:
         d = self.run.denoise(z, sigma)

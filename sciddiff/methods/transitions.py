@@ -449,7 +449,7 @@ def _selects(operator: Operator) -> bool:
 
 
 def _share(name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and 0 <= value <= 1):
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 <= value <= 1):
         raise InputError(name, expected="a number from 0 to 1", got=repr(value), fix="leave it out")
 
 

@@ -60,8 +60,9 @@ def train_ambient(
 ) -> NeuralPrior:
     """Train a neural prior on states none of which is complete (ambient diffusion, Daras et al. 2023).
 
-    Values have to be missing at random, in patterns of which every value is part now and then; what is seen is taken
-    as free of noise. The prior that is returned shows its network a mask of ones, which it has met in training only
+    Values have to be missing completely at random: whether one is missing must not depend on the state, its seen values
+    included (`fit_incomplete` also takes what depends on seen values). Every value has to be seen now and then; what is
+    seen is taken as free of noise. The prior that is returned shows its network a mask of ones, which it has met in training only
     where few values are missing; `Glimpse` shows it a pattern like those of the training, as published.
     With `DPS` on a `Glimpse` that is A-DPS (Aali et al. 2024, arXiv 2403.08728).
 

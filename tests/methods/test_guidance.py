@@ -321,3 +321,17 @@ def test_draws_of_loss_guidance_depend_on_their_own_stream_alone(dtype, toleranc
 def test_settings_of_loss_guidance_out_of_range_are_refused(bad):
     with pytest.raises(InputError):
         bad()
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"steps": 2.5}, {"zeta": True}], ids=repr)
+def test_settings_of_dps_of_another_type_are_refused(bad):
+    with pytest.raises(InputError):
+        DPS(**bad)
+
+
+@pytest.mark.parametrize("method", [DPSDenoiser(), LGD()], ids=repr)
+def test_a_case_with_nothing_observed_is_taken(method):
+    y = np.array([[0.5, 1.5], [np.nan, np.nan]])
+    posterior = mixture().given(y, LINEAR, sd.noise.Gaussian(0.3), missing="mask", batch_dim="case")
+    draws = posterior.sample(2, method=method, steps=8, seed=0)
+    assert np.isfinite(draws["x"].values).all()

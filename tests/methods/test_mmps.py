@@ -234,3 +234,16 @@ def test_a_draw_given_a_state_of_a_mixture_has_the_covariance_of_that_state(
     expected = cov - cov @ b.T @ torch.linalg.solve(r + b @ cov @ b.T, b @ cov)
     columns = found[1:] - found[:1]
     torch.testing.assert_close(columns.T @ columns, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [{"max_iterations": 1.5}, {"gamma": True}, {"rtol": "small"}], ids=repr)
+def test_settings_of_another_type_are_refused(bad):
+    with pytest.raises(InputError):
+        MMPS(**bad)
+
+
+@pytest.mark.parametrize("choice", ["gaussian", "unit"])
+def test_a_guessed_covariance_takes_more_steps_also_on_exact_priors(choice):
+    method, rows = MMPS(choice), Y[0] if not np.isnan(Y[0]).any() else np.nan_to_num(Y[0])
+    draws = mixture().given(rows, OPERATOR, sd.noise.Gaussian(0.5)).sample(1, method=method, seed=0)
+    assert draws.attrs["forwards"] == 65

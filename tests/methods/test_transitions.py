@@ -349,3 +349,8 @@ def test_more_data_than_singular_vectors_can_be_taken_of_are_refused():
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(InputError):
         bad()
+
+
+def test_a_truth_value_is_no_share_of_the_noise():
+    with pytest.raises(InputError):
+        DDRM(eta=True)
