@@ -207,7 +207,11 @@ class _Pool:
             return list(self._live.map(_Guard(function), rows))
         try:
             futures = [self._live.submit(_guarded, function, row) for row in rows]
-        except (BrokenExecutor, RuntimeError) as error:
+        except (
+            BrokenExecutor,
+            RuntimeError,
+            OSError,
+        ) as error:  # OSError: the pool died as it was handed work
             if self._make is None:
                 raise SciddiffError(
                     f"{type(error).__name__}: {error} To fix it: pass as executor a function that makes a "
