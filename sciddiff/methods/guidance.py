@@ -25,8 +25,8 @@ from sciddiff.methods.base import (
     likelihood_gradient,
     tweedie,
 )
+from sciddiff.methods.kalman import check_least
 from sciddiff.methods.pigdm import around, missing_gaussian
-from sciddiff.posterior import check_count
 from sciddiff.random import Streams
 from sciddiff.solvers import Ancestral, Denoiser, Karras
 from sciddiff.solvers.base import checked
@@ -87,7 +87,7 @@ class DPS(Method):
 
     def __post_init__(self) -> None:
         _positive("zeta", self.zeta)
-        check_count("steps", self.steps)
+        check_least("steps", self.steps, 2)
         for name, value, choices in (
             ("norm", self.norm, ("data", "state")),
             ("path", self.path, ("vp", "ve")),

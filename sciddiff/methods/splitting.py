@@ -20,6 +20,7 @@ import torch
 from sciddiff.covariance import Covariance, multiple
 from sciddiff.errors import InputError
 from sciddiff.methods.base import Method, Rows, Run
+from sciddiff.methods.kalman import are_numbers
 from sciddiff.methods.likelihood_steps import LikelihoodStep, likelihood_step, multiples, stiffness
 from sciddiff.posterior import check_count
 from sciddiff.priors.base import Prior
@@ -54,7 +55,7 @@ class SplitGibbs(Method):
     def __post_init__(self) -> None:
         _counts(self, "steps", "prior_steps", "moves", "leaps")
         low, high = self.rho_min, self.rho_max
-        good = all(r is None or (isinstance(r, (int, float)) and 0 < r < math.inf) for r in (low, high))
+        good = all(r is None or (are_numbers(r) and 0 < r < math.inf) for r in (low, high))
         if not good or (low is not None and high is not None and not low < high):
             raise InputError(
                 "rho_min",
@@ -249,7 +250,7 @@ class DAPS(Method):
             raise InputError(
                 "rule", expected="'moments' or 'published'", got=repr(self.rule), fix="choose one"
             )
-        if not (isinstance(self.tempering, (int, float)) and 0 < self.tempering < math.inf):
+        if not (are_numbers(self.tempering) and 0 < self.tempering < math.inf):
             raise InputError(
                 "tempering", expected="a positive number", got=repr(self.tempering), fix="1 is Bayes' rule"
             )

@@ -19,6 +19,7 @@ import torch
 from sciddiff.covariance import multiple
 from sciddiff.errors import InputError
 from sciddiff.methods.base import Method, Rows, Run, likelihood_gradient
+from sciddiff.methods.kalman import are_numbers, check_least
 from sciddiff.methods.likelihood_steps import GaussianStep, groups, missing_patterns, visible
 from sciddiff.operators import Gather, Identity
 from sciddiff.posterior import check_count
@@ -121,8 +122,8 @@ class DiffPIR(Transition):
     zeta: float = 0.3
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps)
-        if not (isinstance(self.lam, (int, float)) and 0 < self.lam < math.inf):
+        check_least("steps", self.steps, 2)
+        if not (are_numbers(self.lam) and 0 < self.lam < math.inf):
             raise InputError("lam", expected="a positive number", got=repr(self.lam), fix="1 to 8 are usual")
         _share("zeta", self.zeta)
 
@@ -199,7 +200,7 @@ class DDRM(Modal):
     eta_b: float = 1.0
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps)
+        check_least("steps", self.steps, 2)
         for name in ("eta", "eta_b"):
             _share(name, getattr(self, name))
 
@@ -261,7 +262,7 @@ class DDNM(Modal):
     noise: str = "used"
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps)
+        check_least("steps", self.steps, 2)
         _use(self.noise)
 
     def plan(self, run: Run, sigmas: list[float]) -> Plan:

@@ -62,8 +62,8 @@ def train_ambient(
 
     Values have to be missing completely at random: whether one is missing must not depend on the state, its seen values
     included (`fit_incomplete` also takes what depends on seen values). Every value has to be seen now and then; what is
-    seen is taken as free of noise. The prior that is returned shows its network a mask of ones, which it has met in training only
-    where few values are missing; `Glimpse` shows it a pattern like those of the training, as published.
+    seen is taken as free of noise. The prior that is returned shows its network a mask of ones, which it has met in
+    training only where few values are missing; `Glimpse` shows it a pattern like those of the training, as published.
     With `DPS` on a `Glimpse` that is A-DPS (Aali et al. 2024, arXiv 2403.08728).
 
     On 20000 states of a Gaussian series of six values, 40 % of them missing, an MLP of width 64 (1200 steps of 256

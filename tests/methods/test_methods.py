@@ -170,3 +170,21 @@ def test_a_third_partys_method_is_passed_as_an_instance():
     )
     with pytest.raises(MethodError, match="there are 2 cases"):
         two.sample(2, method=Centre(), seed=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sd.methods.DPS(steps=1),
+        lambda: sd.methods.DDRM(steps=1),
+        lambda: sd.methods.DDNM(steps=1),
+        lambda: sd.methods.DiffPIR(steps=1),
+        lambda: sd.methods.DiffPIR(lam=True),
+        lambda: sd.methods.DAPS(tempering=True),
+        lambda: sd.methods.PnPDM(rho_min=True),
+        lambda: sd.methods.DPnP(rho_max=True),
+    ],
+)
+def test_settings_out_of_range_are_refused_where_they_are_made(make):
+    with pytest.raises(InputError, match="expected"):
+        make()
