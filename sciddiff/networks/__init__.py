@@ -9,15 +9,16 @@ from typing import Any
 from sciddiff.errors import InputError
 from sciddiff.networks.embedding import Backbone
 from sciddiff.networks.mlp import MLP
+from sciddiff.networks.transformer import Transformer
 from sciddiff.networks.unet import UNet
 
-__all__ = ["MLP", "Backbone", "UNet", "build"]
+__all__ = ["MLP", "Backbone", "Transformer", "UNet", "build"]
 
-_CLASSES: dict[str, type[Backbone]] = {"mlp": MLP, "unet": UNet}
+_CLASSES: dict[str, type[Backbone]] = {"mlp": MLP, "transformer": Transformer, "unet": UNet}
 
 
 def build(name: str, settings: Mapping[str, Any]) -> Backbone:
-    """The network called ``name`` ("mlp" or "unet") with the given settings, as ``net.settings`` keeps them.
+    """The network called ``name`` ("mlp", "transformer" or "unet") with the given settings, as ``net.settings`` keeps them.
 
     Raises:
         InputError: no network has this name, or a setting is unknown, missing or out of range.

@@ -9,10 +9,14 @@ blocks whose norm time modulates (Dhariwal and Nichol 2021, section 3). With ``e
 A level halves the grid by a strided convolution that keeps ``ceil(n / 2)`` cells, centred on cells
 0, 2, 4, ... of the finer grid. On the way back, fine cell i takes the value of coarse cell ``i // 2``,
 so the two ways agree at odd sizes too and nothing is cropped or filled.
+
+Axes that are short, or along which no law is the same everywhere, need not be convolved over: folded into the
+channels, their cells all see each other, and a window of n times of a ring of sites costs as much as one ring.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, get_args
@@ -45,7 +49,10 @@ class UNet(Backbone):
             square of the number of cells: meant for levels of at most about a thousand.
         padding: what lies beyond the border: "zeros" tells the net where the border is, "circular" is
             for periodic axes (the net then commutes with shifts by ``2 ** (levels - 1)`` cells on grids
-            that this number divides), "replicate" repeats the border cell.
+            that this number divides), "replicate" repeats the border cell. One for all axes that are
+            convolved over, or one for each of them.
+        folded: sizes of the leading axes of the grid that are taken as channels, and not convolved over;
+            at least one axis is left.
         seed: fixes all weights; the output is exactly zero until they are trained.
 
     Note:
@@ -75,10 +82,13 @@ class UNet(Backbone):
         multipliers: Sequence[int] = (1, 2, 2),
         blocks: int = 1,
         attention: Sequence[int] = (),
-        padding: Padding = "zeros",
+        padding: Padding | Sequence[Padding] = "zeros",
+        folded: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
-        _check(dimensions, channels, width, multipliers, blocks, attention, padding)
+        _check(dimensions, channels, width, multipliers, blocks, attention)
+        axes = _axes(dimensions, folded)
+        borders = _borders(padding, axes)
         super().__init__(
             {
                 "dimensions": dimensions,
@@ -87,38 +97,43 @@ class UNet(Backbone):
                 "multipliers": list(multipliers),
                 "blocks": blocks,
                 "attention": list(attention),
-                "padding": padding,
+                "padding": padding if isinstance(padding, str) else list(padding),
+                "folded": list(folded),
                 "seed": seed,
             }
         )
-        self.dimensions, self.channels = dimensions, channels
+        self.dimensions, self.channels, self.folded = dimensions, channels, tuple(folded)
         widths, embedding = [width * multiplier for multiplier in multipliers], 4 * width
 
         def stage(level: int) -> _Stage:
-            parts = [_Block(dimensions, widths[level], embedding, padding) for _ in range(blocks)]
+            parts = [_Block(axes, widths[level], embedding, borders) for _ in range(blocks)]
             return _Stage([*parts, _Attention(widths[level], embedding)] if level in attention else parts)
 
         def conv(here: int, there: int, stride: int = 1) -> _Conv:
-            return _Conv(dimensions, here, there, padding=padding, stride=stride)
+            return _Conv(axes, here, there, padding=borders, stride=stride)
+
+        stacked = channels * math.prod(folded)
 
         with torch.device("meta"):
             self.time = TimeEmbedding(embedding)
-            self.first = conv(channels, width)
+            self.first = conv(stacked, width)
             self.descent = nn.ModuleList(stage(level) for level in range(len(widths)))
             self.ascent = nn.ModuleList(stage(level) for level in range(len(widths)))
             self.down = nn.ModuleList(conv(a, b, 2) for a, b in pairwise(widths))
-            self.up = nn.ModuleList(_Conv(dimensions, b, a, size=1) for a, b in pairwise(widths))
+            self.up = nn.ModuleList(_Conv(axes, b, a, size=1) for a, b in pairwise(widths))
             self.modulation = nn.Linear(embedding, 2 * width)
-            self.last = conv(width, channels)
+            self.last = conv(width, stacked)
         self.initialise(seed)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """The network's value, of the shape of ``x``; ``time`` is ``(batch,)``, as log(sigma) / 4 is."""
+        kept = len(self.folded)
         fits = x.ndim == self.dimensions + 2 and x.shape[1] == self.channels and x.shape[2:].numel() > 0
-        grid = ", ".join(["n"] * self.dimensions)
+        fits = fits and x.shape[2 : 2 + kept] == self.folded
+        grid = ", ".join([*map(str, self.folded), *["n"] * (self.dimensions - kept)])
         self.check_input(x, time, expected=f"shape (batch, {self.channels}, {grid})", fits=fits)
         embedded = self.time(time)
-        h = _channels_last(self.first(x))
+        h = _channels_last(self.first(x.flatten(1, 1 + kept)))
         skips = []
         for level, stage in enumerate(self.descent):
             h = stage(self.down[level - 1](h) if level else h, embedded)
@@ -128,7 +143,7 @@ class UNet(Backbone):
             h = self.ascent[level](skips[level] + _double(self.up[level](h), skips[level]), embedded)
         h = nn.functional.silu(_normed(h, self.modulation(embedded)))
         out: Tensor = self.last(h)
-        return out.contiguous()
+        return out.contiguous().reshape(x.shape)
 
 
 class _Stage(nn.Sequential):
@@ -146,7 +161,7 @@ class _Stage(nn.Sequential):
 class _Block(nn.Module):
     """``h + K2 * silu(K1 * silu(m(N(h), e)))``: one norm a block, because norms cost as much as kernels."""
 
-    def __init__(self, dimensions: int, width: int, embedding: int, padding: Padding) -> None:
+    def __init__(self, dimensions: int, width: int, embedding: int, padding: Sequence[Padding]) -> None:
         super().__init__()
         self.modulation = nn.Linear(embedding, 2 * width)
         self.first = _Conv(dimensions, width, width, padding=padding)
@@ -192,28 +207,34 @@ class _Conv(nn.Module):
         *,
         size: int = 3,
         stride: int = 1,
-        padding: Padding = "zeros",
+        padding: Sequence[Padding] = (),
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(there, here, *[size] * dimensions))
         self.bias = nn.Parameter(torch.empty(there))
-        self.stride, self.padding, self.reach = stride, padding, size // 2
+        self.stride, self.padding, self.reach = stride, tuple(padding), size // 2
 
     def forward(self, x: Tensor) -> Tensor:
         convolve = _CONVOLVE[x.ndim - 2]
-        if self.padding == "zeros" or not self.reach:
-            return convolve(x, self.weight, self.bias, stride=self.stride, padding=self.reach)
-        return convolve(_pad(x, self.padding), self.weight, self.bias, stride=self.stride)
+        if not self.reach:
+            return convolve(x, self.weight, self.bias, stride=self.stride)
+        zeros = [int(p == "zeros") for p in self.padding]
+        return convolve(_pad(x, self.padding), self.weight, self.bias, stride=self.stride, padding=zeros)
 
 
-def _pad(x: Tensor, padding: Padding) -> Tensor:
-    """One more cell at both ends of every axis; split and cat have cheap derivatives, ``F.pad`` has not."""
-    for axis in range(2, x.ndim):
+def _pad(x: Tensor, padding: Sequence[Padding]) -> Tensor:
+    """One more cell at both ends of every axis that is not filled with zeros, which the convolution does itself.
+
+    Split and cat have cheap derivatives, ``F.pad`` has not.
+    """
+    for axis, border in enumerate(padding, 2):
+        if border == "zeros":
+            continue
         if x.shape[axis] == 1:
             x = torch.cat([x, x, x], axis)
             continue
         first, inner, last = torch.split(x, [1, x.shape[axis] - 2, 1], axis)
-        before, after = (last, first) if padding == "circular" else (first, last)
+        before, after = (last, first) if border == "circular" else (first, last)
         x = torch.cat([before, first, inner, last, after], axis)
     return x
 
@@ -252,7 +273,6 @@ def _check(
     multipliers: Sequence[int],
     blocks: object,
     attention: Sequence[int],
-    padding: object,
 ) -> None:
     if isinstance(dimensions, bool) or dimensions not in (1, 2, 3):
         raise InputError(
@@ -269,6 +289,23 @@ def _check(
         if check_count("attention", level, least=0) >= len(multipliers):
             expected = f"levels from 0 to {len(multipliers) - 1}"
             raise InputError("attention", expected=expected, got=level, fix="leave that level out")
-    if padding not in get_args(Padding):
-        fix = "take the one that suits the border"
-        raise InputError("padding", expected=f"one of {get_args(Padding)}", got=repr(padding), fix=fix)
+
+
+def _axes(dimensions: int, folded: Sequence[int]) -> int:
+    """How many axes are convolved over."""
+    for size in folded:
+        check_count("folded", size)
+    if len(folded) >= dimensions:
+        expected = f"fewer than the {dimensions} axes of the grid"
+        raise InputError("folded", expected=expected, got=list(folded), fix="leave at least one axis")
+    return dimensions - len(folded)
+
+
+def _borders(padding: object, axes: int) -> tuple[Padding, ...]:
+    """What lies beyond the border of each axis that is convolved over."""
+    borders = [padding] * axes if isinstance(padding, str) else list(padding)  # type: ignore[call-overload]
+    if len(borders) != axes or any(border not in get_args(Padding) for border in borders):
+        expected = f"one of {get_args(Padding)}, or one for each of {axes} axes"
+        fix = "take those that suit the border"
+        raise InputError("padding", expected=expected, got=repr(padding), fix=fix)
+    return tuple(borders)

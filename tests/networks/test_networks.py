@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sciddiff.errors import InputError
-from sciddiff.networks import MLP, Backbone, UNet, build
+from sciddiff.networks import MLP, Backbone, Transformer, UNet, build
 from sciddiff.random import Streams
 
 PADDINGS = ("zeros", "circular", "replicate")
@@ -40,13 +40,15 @@ def small(name: str, grid: tuple[int, ...], **settings: object) -> Backbone:
     """A net for states of shape (2, *grid)."""
     if name == "mlp":
         return build("mlp", {"features": 6, "width": 10, "depth": 2, **settings})
+    if name == "transformer":
+        return build("transformer", {"channels": 2, "width": 8, "depth": 2, "heads": 2, **settings})
     return small_unet(len(grid), **settings)
 
 
 CASES = pytest.mark.parametrize(
     ("name", "grid"),
-    [("mlp", (3,)), ("unet", (6,)), ("unet", (5, 4)), ("unet", (2, 3, 3))],
-    ids=["mlp", "unet-1d", "unet-2d", "unet-3d"],
+    [("mlp", (3,)), ("unet", (6,)), ("unet", (5, 4)), ("unet", (2, 3, 3)), ("transformer", (5,))],
+    ids=["mlp", "unet-1d", "unet-2d", "unet-3d", "transformer"],
 )
 
 
@@ -67,6 +69,34 @@ def test_the_mlp_keeps_the_shape_of_any_event(shape: tuple[int, ...]) -> None:
     out = net(normal(4, 6).reshape(4, *shape), normal(4))
     assert out.shape == (4, *shape)
     assert torch.equal(out.reshape(4, 6), flat)
+
+
+def stamped(x: Tensor, stamps: Tensor) -> Tensor:
+    """States with their time stamps as the last channel."""
+    return torch.cat([x, stamps.expand(len(x), 1, -1)], 1)
+
+
+def wide_awake(**settings: object) -> Backbone:
+    return awake(build("transformer", {"channels": 3, "width": 16, "depth": 2, "heads": 2, **settings}))
+
+
+def test_a_transformer_with_stamps_sees_gaps_and_not_dates() -> None:
+    net, x, time = wide_awake(stamps=True), normal(2, 2, 6), normal(2)
+    stamps = normal(1, 1, 6, purpose="gaps").exp().cumsum(2)
+    out = net(stamped(x, stamps), time)
+    torch.testing.assert_close(net(stamped(x, stamps + 40), time), out, rtol=1e-9, atol=1e-10)
+    assert not torch.allclose(net(stamped(x, 1.5 * stamps), time), out, rtol=1e-2)
+
+
+def test_without_stamps_the_transformer_knows_where_in_the_window_a_time_lies() -> None:
+    alike = normal(1, 3, 1).expand(2, 3, 5)
+    assert float(wide_awake()(alike, normal(2)).detach().diff(dim=2).abs().min()) > 1e-4
+
+
+def test_the_transformer_takes_any_number_of_times() -> None:
+    net = wide_awake()
+    for n in (1, 2, 31):
+        assert net(normal(2, 3, n), normal(2)).shape == (2, 3, n)
 
 
 @CASES
@@ -92,6 +122,33 @@ def test_the_circular_unet_commutes_with_shifts_by_its_total_stride(dimensions: 
     for axis in range(2, 2 + dimensions):
         shifted = net(x.roll(4, axis), time)
         torch.testing.assert_close(shifted, net(x, time).roll(4, axis), rtol=1e-11, atol=1e-12)
+
+
+def test_a_padding_for_each_axis_holds_along_that_axis_alone() -> None:
+    net = awake(small_unet(2, padding=("replicate", "circular"), attention=()))
+    x, time = normal(2, 2, 8, 12), normal(2)
+    out = net(x, time)
+    torch.testing.assert_close(net(x.roll(4, 3), time), out.roll(4, 3), rtol=1e-11, atol=1e-12)
+    assert not torch.allclose(net(x.roll(4, 2), time), out.roll(4, 2), rtol=1e-2)
+    alike = awake(small_unet(2, padding=["circular", "circular"], attention=()))
+    torch.testing.assert_close(alike(x, time), awake(small_unet(2, padding="circular", attention=()))(x, time))
+
+
+def test_zeros_beside_another_padding_are_zeros() -> None:
+    net = awake(small_unet(2, multipliers=(1,), attention=(), padding=("zeros", "replicate")))
+    flat = normal(1, 2, 1, 1).expand(1, 2, 9, 5)
+    out = net(flat, normal(1)).detach()
+    torch.testing.assert_close(out, out[..., :1].expand_as(out), rtol=1e-9, atol=1e-10)
+    assert float((out[:, :, 0] - out[:, :, 4]).abs().min()) > 1e-3
+
+
+def test_a_folded_axis_is_a_channel_and_the_rest_of_the_net_is_that_of_fewer_axes() -> None:
+    net = awake(small_unet(2, folded=(3,), padding="circular"))
+    flat = awake(small_unet(1, channels=6, padding="circular"))
+    x, time = normal(4, 2, 3, 8), normal(4)
+    out = net(x, time)
+    assert out.shape == x.shape and out.is_contiguous()
+    assert torch.equal(out, flat(x.flatten(1, 2), time).unflatten(1, (2, 3)))
 
 
 @pytest.mark.parametrize("padding", ["zeros", "replicate"])
@@ -250,9 +307,22 @@ def test_the_default_dtype_of_the_caller_decides_and_stays() -> None:
         ("blocks", lambda: small_unet(1, blocks=0)),
         ("attention", lambda: small_unet(1, attention=(3,))),
         ("padding", lambda: small_unet(1, padding="reflect")),
-        ("name", lambda: build("transformer", {})),
+        ("padding", lambda: small_unet(2, padding=("zeros",))),
+        ("padding", lambda: small_unet(2, padding=("zeros", "zeros"), folded=(3,))),
+        ("folded", lambda: small_unet(1, folded=(4,))),
+        ("folded", lambda: small_unet(2, folded=(0,))),
+        ("x", lambda: small_unet(2, folded=(3,))(torch.ones(1, 2, 4, 4), torch.ones(1))),
+        ("name", lambda: build("lstm", {})),
         ("settings", lambda: build("mlp", {"features": 3, "heads": 2})),
         ("settings", lambda: build("unet", {"dimensions": 3})),
+        ("settings", lambda: build("transformer", {"channels": 1, "blocks": 2})),
+        ("x", lambda: Transformer(channels=2)(torch.ones(1, 3, 4), torch.ones(1))),
+        ("x", lambda: Transformer(channels=2)(torch.ones(1, 2, 4, 4), torch.ones(1))),
+        ("time", lambda: Transformer(channels=2)(torch.ones(2, 2, 4), torch.ones(1))),
+        ("channels", lambda: Transformer(channels=1, stamps=True)),
+        ("width", lambda: Transformer(channels=2, width=12)),
+        ("heads", lambda: Transformer(channels=2, heads=0)),
+        ("stamps", lambda: Transformer(channels=2, stamps=1)),  # type: ignore[arg-type]
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(argument: str, call: Callable[[], object]) -> None:
