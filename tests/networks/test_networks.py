@@ -131,7 +131,9 @@ def test_a_padding_for_each_axis_holds_along_that_axis_alone() -> None:
     torch.testing.assert_close(net(x.roll(4, 3), time), out.roll(4, 3), rtol=1e-11, atol=1e-12)
     assert not torch.allclose(net(x.roll(4, 2), time), out.roll(4, 2), rtol=1e-2)
     alike = awake(small_unet(2, padding=["circular", "circular"], attention=()))
-    torch.testing.assert_close(alike(x, time), awake(small_unet(2, padding="circular", attention=()))(x, time))
+    torch.testing.assert_close(
+        alike(x, time), awake(small_unet(2, padding="circular", attention=()))(x, time)
+    )
 
 
 def test_zeros_beside_another_padding_are_zeros() -> None:
