@@ -30,7 +30,8 @@ from sciddiff.random import Streams, check_seed
 from sciddiff.spaces import Space, check_space
 from sciddiff.training.data import Table
 from sciddiff.training.objective import Levels
-from sciddiff.training.trainer import Plan, Training, _network
+from sciddiff.training.run import Plan, Training
+from sciddiff.training.trainer import _network
 
 __all__ = ["AmbientLoss", "Glimpse", "MaskedNetwork", "fit_incomplete", "train_ambient"]
 

@@ -454,7 +454,7 @@ def test_the_average_is_that_of_the_weights_on_the_way():
 
 
 def test_the_average_has_the_half_life_that_was_asked_for():
-    from sciddiff.training.trainer import Plan
+    from sciddiff.training.run import Plan
 
     plan = Plan(1000, 1, 1e-3, 0.0, "constant", 0, 20.0, "last", 0, 1, 1)
     value = 0.0
@@ -590,7 +590,7 @@ def test_a_progress_bar_shows_the_loss(capsys: pytest.CaptureFixture[str]):
         ({"sigma_min": 100.0}, "sigma_min"),
         ({"sigma_max": 1.0}, "sigma_max"),
         ({"gaussian": "full"}, "gaussian"),
-        ({"network": "transformer"}, "mlp"),
+        ({"network": "lstm"}, "mlp"),
         ({"settings": {"depht": 3}}, "settings"),
         ({"seed": -1}, "seed"),
         ({"data": normal(0, 50, 3)}, "data"),
