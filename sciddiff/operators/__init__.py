@@ -14,9 +14,11 @@ from sciddiff.operators.fourier import Fourier
 from sciddiff.operators.imaging import Convolution, Downsample
 from sciddiff.operators.pde import elliptic, helmholtz, poisson
 from sciddiff.operators.sampling import Gather, Mask, Points, Select, restrict
+from sciddiff.operators.series import AtTimes, trajectory_space
 from sciddiff.operators.tomography import Radon, fbp
 
 __all__ = [
+    "AtTimes",
     "BlackBox",
     "BlindConvolution",
     "Convolution",
@@ -49,5 +51,6 @@ __all__ = [
     "restrict",
     "stack",
     "tikhonov",
+    "trajectory_space",
     "views",
 ]
