@@ -19,6 +19,7 @@ from sciddiff.methods.particles import TDS, MCGDiff, Particles
 from sciddiff.methods.pigdm import PiGDM
 from sciddiff.methods.reddiff import REDDiff
 from sciddiff.methods.search import SCG, BestOfN, NoiseSearch
+from sciddiff.methods.self_guidance import SelfGuidance, TSDiff
 from sciddiff.methods.splitting import DAPS, DPnP, PnPDM
 from sciddiff.methods.transitions import DDNM, DDRM, DiffPIR, RePaint
 from sciddiff.methods.tree import TreeSampling
@@ -66,7 +67,9 @@ __all__ = [
     "PnPDM",
     "REDDiff",
     "RePaint",
+    "SelfGuidance",
     "SquareRoot",
+    "TSDiff",
     "Tapered",
     "TemperedEKI",
     "TreeSampling",
@@ -80,7 +83,7 @@ METHODS: tuple[type[Method], ...] = (
     MMPS, LocalGaussian, GaussianVI, EnsembleKalman, BestOfN,
     Particles, MCGDiff, TDS, MixtureVI, CMCD,
     DAPS, PnPDM, DPnP,
-    PiGDM, TMPD, LGD, DPSDenoiser, DPS, BlindDPS,
+    PiGDM, TMPD, LGD, DPSDenoiser, DPS, BlindDPS, SelfGuidance, TSDiff,
     DDRM, DDNM, DiffPIR, RePaint, WeightedMBIR, DiffusionMBIR, REDDiff,
     KalmanDiffusion, TemperedEKI, EKI, EnKG,
     SCG, DPG, GSG, NoiseSearch, TreeSampling,

@@ -33,7 +33,9 @@ QUICK: dict[str, dict[str, object]] = {
     "PnPDM": {"steps": 10},
     "REDDiff": {"steps": 50},
     "RePaint": {"steps": 20},
+    "SelfGuidance": {"steps": 20},
     "TDS": {"particles": 16, "steps": 10},
+    "TSDiff": {"steps": 20},
     "TemperedEKI": {"ensemble": 16},
 }
 

@@ -53,7 +53,7 @@ GRADIENT = {
 GRADIENT |= {"PnPDM", "DPnP", "DAPS", "Particles", "TDS", "BlindDPS", "DiffPIR"}
 FITS = {
     "linear": {m.__name__ for m in METHODS},
-    "bent": GRADIENT | BLACK_BOX | {"EnKG"},
+    "bent": GRADIENT | BLACK_BOX | {"EnKG", "TSDiff"},
     "opaque": BLACK_BOX | {"EnKG"},
     "counts": GRADIENT | SEARCHES,
     "opaque counts": SEARCHES,
