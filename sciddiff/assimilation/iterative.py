@@ -1,0 +1,216 @@
+"""The iterative ensemble Kalman smoother: Gauss-Newton for the state at the start of a window, in the ensemble's span.
+
+With ``x(w) = mean + X w`` at the start, ``M`` the model from there to the data and ``h`` the operator,
+
+    J(w) = |y - h(M(x(w)))|^2 / 2 in the norm of R^-1,  plus  (N - 1) |w|^2 / 2
+
+whose derivative in ``w`` is ``Y``, the anomalies of the data predicted by members around ``x(w)``. So data that bend within
+the spread of the ensemble are met where the state is, and not where it was first guessed to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+import torch
+
+from sciddiff.assimilation.base import AssimilationMethod, Work
+from sciddiff.covariance import Eigen, Standard
+from sciddiff.errors import InputError
+from sciddiff.noise import Gaussian
+from sciddiff.posterior import Observation, check_count
+from sciddiff.random import Streams
+
+if TYPE_CHECKING:
+    from sciddiff.assimilation.models import Assimilation
+
+__all__ = ["IEnKS"]
+
+
+@final
+@dataclass(frozen=True)
+class IEnKS(AssimilationMethod):
+    """Iterative ensemble Kalman smoother (Bocquet and Sakov 2014), as a filter: the last state of every window.
+
+    Every observed time is assimilated once, by the state ``lag`` observed times before it, which by then knows the
+    data in between; the smoothed ensemble then moves on by one observed time. The transform is the symmetric square
+    root. The model has to be without error. For a linear model and operator the first iteration is the last, and mean and
+    covariance are those of the Kalman filter with the ensemble's own moments.
+
+    Draws are the members, so that ``n`` is the size of the ensemble. The model runs ``iterations * lag + 1`` times over
+    every interval. On Lorenz-63 with all values seen every 0.25 with variance 2, ``inflation=1.02``, ten members and
+    ``rotate=True``, the published error of the analysis is 0.31 (Sakov et al. 2012).
+
+    Args:
+        lag: length of the window in observed times; 1 is the iterative ensemble Kalman filter (Sakov et al. 2012), 0
+            the maximum likelihood ensemble filter (Zupanski 2005).
+        iterations: most Gauss-Newton steps.
+        tolerance: they end where ``|dw|^2`` is below this times the members, in every case; 0 takes all.
+        inflation: factor of the anomalies after each analysis, at least 1.
+        rotate: turn the anomalies by a random rotation that keeps their mean and covariance.
+
+    Raises:
+        InputError: on settings out of range.
+
+    Example:
+        >>> IEnKS(lag=2)
+        IEnKS(lag=2, iterations=10, tolerance=1e-05, inflation=1.0, rotate=False)
+    """
+
+    law: ClassVar[str] = "filtering"
+    reference: ClassVar[str] = (
+        "@article{bocquet2014iterative, title={An iterative ensemble {K}alman smoother}, author={Bocquet, Marc and Sakov, "
+        "Pavel}, journal={Quarterly Journal of the Royal Meteorological Society}, volume={140}, number={682}, "
+        "pages={1521--1535}, year={2014}}"
+    )
+    lag: int = 1
+    iterations: int = 10
+    tolerance: float = 1e-5
+    inflation: float = 1.0
+    rotate: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("iterations", self.iterations)
+        if isinstance(self.lag, bool) or not isinstance(self.lag, int) or self.lag < 0:
+            raise InputError("lag", expected="an int of at least 0", got=repr(self.lag), fix="1 is a filter")
+        for name, least in (("tolerance", 0.0), ("inflation", 1.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < 1e6:
+                expected = f"a number of at least {least:g}"
+                raise InputError(name, expected=expected, got=repr(value), fix="leave it out")
+
+    def misfit(self, assimilation: Assimilation) -> str | None:
+        """Why the method does not fit, None if it does."""
+        if assimilation.model.covariance is not None:
+            return "it takes the model to be without error, and this one has noise"
+        return assimilation.posterior.offers()["gaussian"]
+
+    def draw(self, work: Work) -> torch.Tensor:
+        """The members at every time, given the data so far."""
+        if work.n < 2:
+            raise InputError("n", expected="at least 2 members", got=work.n, fix="draw for example n=20")
+        streams = work.streams("rotation")
+        observed = [k for k in range(work.times) if work.observed(k)]
+        at, start = 0, work.initial(work.n)
+        now, out, iterations = start, [start], 0
+        for i, k in enumerate(observed):
+            while len(out) < k:
+                now = work.step(now)
+                out.append(now)
+            begin = observed[i - self.lag] if i >= self.lag else 0
+            while at < begin:
+                start, at = work.step(start), at + 1
+            start, now, taken = self.update(work, start, k - begin, k)
+            iterations += taken
+            start = _spread(start, self.inflation, streams if self.rotate else None)
+            out[k:] = [work.check(now, k)]
+        while len(out) < work.times:
+            now = work.step(now)
+            out.append(now)
+        work.notes["iterations"] = iterations / max(len(observed), 1)
+        return torch.stack(out).permute(2, 1, 0, *range(3, out[0].ndim + 1))
+
+    def update(
+        self, work: Work, ensemble: torch.Tensor, steps: int, time: int
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """The ensembles at the start of the window and at ``time``, given its data, and the iterations taken."""
+        cases, members = ensemble.shape[:2]
+        data = [_Data(o, work, time) for o in work.posterior.observations]
+        mean, off = _centred(ensemble.flatten(2))
+        eye = torch.eye(members, dtype=torch.float64, device=ensemble.device).expand(cases, -1, -1)
+        w, transform, inverse = torch.zeros_like(eye[:, :1]), eye, eye
+        for taken in range(1, self.iterations + 1):  # noqa: B007
+            here = (mean + (w + transform).to(off) @ off).reshape(ensemble.shape)
+            for _ in range(steps):
+                here = work.step(here)
+            seen = [d.compare(here) for d in data]
+            work.operator_calls += cases * members * len(seen)
+            y = inverse @ torch.cat([anomalies for _, anomalies in seen], 2)
+            residual = torch.cat([r for r, _ in seen], 2)
+            s2, v = torch.linalg.eigh(y @ y.mT)
+            scale = s2.clamp(min=0)[:, None] + members - 1
+            step = (residual @ y.mT - (members - 1) * w) @ (v / scale) @ v.mT
+            before, transform = transform, (v * ((members - 1) / scale) ** 0.5) @ v.mT
+            inverse = (v * (scale / (members - 1)) ** 0.5) @ v.mT
+            w = w + step
+            if bool((step.square().sum((1, 2)) < self.tolerance * members).all()):
+                break
+        # the last change is carried to the data linearly, which saves a run of the model
+        anomalies = torch.linalg.solve(before, eye).to(off) @ _centred(here.flatten(2))[1]
+        final = here.flatten(2) + (step + transform - before).to(off) @ anomalies
+        smoothed = mean + (w + transform).to(off) @ off
+        return smoothed.reshape(ensemble.shape), final.reshape(ensemble.shape), taken
+
+
+class _Data:
+    """What one instrument saw at one time in every case, whitened: inner products are those of ``R^-1``."""
+
+    def __init__(self, observation: Observation, work: Work, time: int) -> None:
+        assert isinstance(observation.noise, Gaussian)  # `misfit` refuses others
+        rows = work.which(time, 1)
+        self.operator, self.y = observation.operator, observation.y[rows].flatten(1)[:, None].double()
+        mask = observation.mask
+        self.seen = torch.ones_like(self.y) if mask is None else mask[rows].flatten(1)[:, None].to(self.y)
+        self.white = _whitening(observation.noise, self.operator.codomain.shape, self.seen)
+
+    def compare(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whitened ``y - mean(h(x))``, ``(cases, 1, m)``, and anomalies of ``h(x)``, ``(cases, members, m)``."""
+        predicted = self.operator.apply(x.flatten(0, 1)).reshape(*x.shape[:2], -1).double()
+        mean, off = _centred(predicted)
+        return self.white(self.seen * (self.y - mean)), self.white(self.seen * off)
+
+
+def _whitening(
+    noise: Gaussian, shape: tuple[int, ...], seen: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """``v -> F^-1 v`` with ``R = F F^T`` of what was seen, for ``(cases, rows, m)``."""
+    covariance = noise.covariance(shape)
+    if isinstance(covariance, Eigen) and isinstance(covariance.basis, Standard):
+        sd = covariance.variance().double().flatten().sqrt().to(seen.device)
+        return lambda v: v / sd
+    size = seen.shape[-1]
+    eye = torch.eye(size, dtype=torch.float64, device=seen.device)
+    matrix = covariance.apply(eye.reshape(size, *shape)).reshape(size, size)
+    # a missing value is an equation of its own, whose residual is 0
+    factor = torch.linalg.cholesky(seen.mT * matrix * seen + torch.diag_embed(1 - seen[:, 0]))
+
+    def white(v: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.linalg.solve_triangular(factor, v.mT, upper=False)
+        return out.mT
+
+    return white
+
+
+def _centred(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean over the members, ``(cases, 1, d)``, and what is left."""
+    mean = x.mean(1, keepdim=True)
+    return mean, x - mean
+
+
+def _spread(ensemble: torch.Tensor, inflation: float, streams: Streams | None) -> torch.Tensor:
+    """The ensemble with its anomalies inflated and, with streams, turned."""
+    mean, off = _centred(ensemble.flatten(2))
+    if streams is not None:
+        off = rotations(off.shape[1], streams).to(off) @ off
+    return (mean + inflation * off).reshape(ensemble.shape)
+
+
+def rotations(members: int, streams: Streams) -> torch.Tensor:
+    """Random orthogonal matrices that keep the mean of the members, one a stream, ``(streams, members, members)``.
+
+    Example:
+        >>> u = rotations(4, Streams(0, [0, 1], purpose="doc"))
+        >>> bool(torch.allclose(u.sum(1), torch.ones(2, 4).double())), bool(torch.allclose(u @ u.mT, torch.eye(4).double()))
+        (True, True)
+    """
+    drawn = streams.normal((members - 1, members - 1), dtype=torch.float64)
+    q, r = torch.linalg.qr(drawn)
+    # signs of the diagonal make the law uniform (Mezzadri 2007)
+    q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
+    ones = torch.ones(members, 1, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.cat([ones, torch.eye(members, dtype=torch.float64)[:, 1:]], 1))[0]
+    first, rest = basis[:, :1], basis[:, 1:]
+    turned: torch.Tensor = first @ first.T + rest @ q @ rest.T
+    return turned
