@@ -29,6 +29,7 @@ from sciddiff.covariance import Covariance, white
 from sciddiff.errors import InputError
 from sciddiff.networks import Backbone
 from sciddiff.priors.base import Normalisation, Prior, level, sigma_range
+from sciddiff.priors.covariates import Covariates, Told, tell
 from sciddiff.priors.gaussian import GaussianPrior
 from sciddiff.priors.paths import Path, coefficients, path
 from sciddiff.random import Streams
@@ -167,6 +168,8 @@ class NeuralPrior(Prior):
         sigma_min: lowest noise level of samplers.
         sigma_max: highest noise level; default ``20 sqrt(largest)``.
         season: mean of each calendar month ``(12, ...)``, for priors over anomalies.
+        covariates: the drivers whose channels the network sees behind the others. Such a prior has no denoiser before
+            it is told what they are, see `driven`.
         history: what the trainer recorded, columns by name; `plot.loss` draws it.
 
     Raises:
@@ -194,6 +197,7 @@ class NeuralPrior(Prior):
         sigma_min: float | None = None,
         sigma_max: float | None = None,
         season: Tensor | None = None,
+        covariates: Covariates | None = None,
         history: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         if not isinstance(network, nn.Module):
@@ -223,17 +227,49 @@ class NeuralPrior(Prior):
         self.sigma_min, self.sigma_max = sigma_range(self.largest, spread, sigma_min, sigma_max)
         self.season = None if season is None else season.to(self.device)
         self.history = {name: list(values) for name, values in (history or {}).items()}
+        self.covariates = covariates
         _try(self)
 
     def denoise(self, z: Tensor, sigma: float | Tensor) -> Tensor:
         """``skip + c_out F`` for ``(batch, *shape)``; sigma is positive, a number or ``(batch,)``.
 
         Raises:
-            InputError: on another dtype than the network's, a wrong shape, or a sigma that is not positive.
+            InputError: on another dtype than the network's, a wrong shape, a sigma that is not positive, or a prior
+                whose drivers are not known yet.
         """
         value = _levels(sigma, _checked(z, self))
+        if self.covariates is not None:
+            names = list(self.covariates.units)
+            raise InputError(
+                "prior",
+                expected=f"a prior that knows its drivers {names}",
+                got="one that does not",
+                fix="use prior.driven(covariates), with their values on the dates of the prior",
+            )
         with evaluating(self.network):
             return self.preconditioning.denoise(self.network, z, value)
+
+    def driven(self, covariates: Any) -> NeuralPrior:
+        """The prior of states under these drivers, an ordinary prior; made by `train` with ``covariates``.
+
+        Args:
+            covariates: all drivers on the labels of the prior's space: xarray, pandas with the drivers as columns,
+                or an array ``(k, *grid)``.
+
+        Raises:
+            InputError: if the prior has no drivers, on other names, units or dates than its own, and on a hole.
+        """
+        if self.covariates is None:
+            raise InputError(
+                "prior", expected="a prior with drivers", got="one without", fix="train it with covariates="
+            )
+        u = self.covariates.read(covariates, self.space)
+        shift, mean = self.covariates.shift(u), self.normalisation.mean
+        moved = None if shift is None else mean + shift.reshape(self.space.shape).to(mean)
+        other = self.relabel(self.space, moved)
+        other.network = Told(self.network, u.to(self.device, self.dtype)).eval()
+        other.covariates = None
+        return other
 
     def gaussian_covariance(self, sigma: float) -> Covariance | None:
         """``Cov[z0 | z]`` under the fitted Gaussian; None without one."""
@@ -501,7 +537,11 @@ def _try(prior: NeuralPrior | NetworkPrior) -> None:
         with torch.no_grad():
             if isinstance(prior, NeuralPrior) and isinstance(prior.network, Backbone):
                 net = partial(functional_call, prior.network, _on_meta(prior.network))
-                out = prior.preconditioning.denoise(lambda *a: net(a), z.to("meta"), sigma.to("meta"))
+                seen = _blank(prior, lambda *a: net(a))
+                out = prior.preconditioning.denoise(seen, z.to("meta"), sigma.to("meta"))
+            elif isinstance(prior, NeuralPrior):
+                with evaluating(prior.network):
+                    out = prior.preconditioning.denoise(_blank(prior, prior.network), z, sigma)
             else:
                 out = prior.denoise(z, sigma)
     except (InputError, RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -515,6 +555,13 @@ def _try(prior: NeuralPrior | NetworkPrior) -> None:
         raise InputError(
             "network", expected=f"{prior.dtype} out of {prior.dtype}", got=out.dtype, fix="keep the dtype"
         )
+
+
+def _blank(prior: NeuralPrior, network: Network) -> Network:
+    """The network, told drivers of zero where it has any."""
+    if prior.covariates is None:
+        return network
+    return tell(network, torch.zeros(1, len(prior.covariates.units), *prior.space.grid))
 
 
 def _check_top(prior: NetworkPrior) -> None:

@@ -34,6 +34,7 @@ from sciddiff.covariance import (
 )
 from sciddiff.errors import InputError, SciddiffError
 from sciddiff.priors.base import Normalisation, Prior
+from sciddiff.priors.covariates import Covariates, Told
 from sciddiff.priors.files import pack, read_document, read_tensors, seal, write
 from sciddiff.priors.gaussian import GaussianPrior
 from sciddiff.priors.neural import NeuralPrior, evaluating
@@ -167,6 +168,20 @@ def _neural(prior: NeuralPrior, tensors: dict[str, Tensor], half: bool) -> dict[
         document["reference"] = _describe(prior.reference, "reference", tensors, half)
         tensors["normalisation.mean"] = prior.normalisation.mean
         tensors["normalisation.scale"] = prior.normalisation.scale
+    if isinstance(prior.network, Told):
+        raise InputError(
+            "prior",
+            expected="the prior before it was told its drivers",
+            got="one with fixed drivers",
+            fix="save what train returned, and call driven(...) after loading",
+        )
+    if prior.covariates is not None:
+        document["covariates"] = [[name, units] for name, units in prior.covariates.units.items()]
+        tensors["covariates.mean"] = prior.covariates.normalisation.mean
+        tensors["covariates.scale"] = prior.covariates.normalisation.scale
+        if prior.covariates.response is not None:
+            response = prior.covariates.response
+            tensors["covariates.response"] = response.float() if half else response
     for name, weight in prior.network.state_dict().items():
         tensors[f"network.{name}"] = weight.half() if half and weight.is_floating_point() else weight
     return {
@@ -185,7 +200,8 @@ def _answer(prior: NeuralPrior) -> list[float]:
     """What the network says to one fixed input: weights alone do not tell with which code they were trained."""
     grid = prior.space.grid if prior.space.homogeneous else (prior.space.size,)
     streams = Streams(0, [0], purpose="answer")
-    x = streams.normal((prior.preconditioning.inputs, *grid), dtype=prior.dtype, device=prior.device)
+    channels = prior.preconditioning.inputs + (0 if prior.covariates is None else len(prior.covariates.units))
+    x = streams.normal((channels, *grid), dtype=prior.dtype, device=prior.device)
     with torch.no_grad(), evaluating(prior.network):
         out = prior.network(x, torch.zeros(1, dtype=prior.dtype, device=prior.device)).double().cpu()
     return [float(out.square().mean().sqrt()), *out.flatten()[:16].tolist()]
@@ -305,6 +321,7 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor], network: 
         reference=reference if gaussian is None else None,
         largest=float(document["largest"]),
         season=season,
+        covariates=_covariates(document.get("covariates"), tensors, space),
         history=document["history"],
         **levels,
     )
@@ -313,6 +330,21 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor], network: 
     spread = document.get("spread")
     prior.spread = None if spread is None else Spread(spread["levels"], spread["factors"])
     return prior
+
+
+def _covariates(data: Any, tensors: Mapping[str, Tensor], space: Space) -> Covariates | None:
+    """The drivers, in files that have any."""
+    if data is None:
+        return None
+    units = {str(name): None if unit is None else str(unit) for name, unit in data}
+    mean, scale = (tensors[f"covariates.{part}"].double() for part in ("mean", "scale"))
+    shape = (len(units), *(1,) * len(space.grid))
+    if not units or tuple(mean.shape) != shape or tuple(scale.shape) != shape or not bool((scale > 0).all()):
+        raise ValueError("drivers without a mean and a positive scale each")
+    response = tensors.get("covariates.response")
+    if response is not None and tuple(response.shape) != (space.size, len(units) * math.prod(space.grid)):
+        raise ValueError(f"a response of shape {tuple(response.shape)}")
+    return Covariates(units, Normalisation(mean, scale), None if response is None else response.double())
 
 
 def _space(data: Any) -> Space:

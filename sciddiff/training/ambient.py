@@ -43,7 +43,7 @@ def train_ambient(
     space: Space,
     *,
     delta: float = 0.1,
-    network: Literal["unet", "mlp"] | nn.Module = "unet",
+    network: Literal["unet", "mlp", "transformer"] | nn.Module = "unet",
     settings: Mapping[str, Any] | None = None,
     steps: int = 10_000,
     batch: int = 64,
@@ -78,7 +78,7 @@ def train_ambient(
         data: states in physical units along ``batch_dim``, NaN where missing.
         space: the states.
         delta: probability with which a value that was seen is hidden from the network.
-        network: "unet", "mlp", or a module ``F(x, time)`` on twice the channels of a state, of which the first half
+        network: "unet", "mlp", "transformer", or a module ``F(x, time)`` on twice the channels of a state, of which the first half
             of the output is used: the second half of its input is the mask.
         settings: of a network by name.
         steps: optimiser steps.

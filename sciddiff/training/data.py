@@ -39,6 +39,10 @@ class Source(ABC):
     def batch(self, step: int) -> Tensor:
         """The states of one step; steps are asked for in rising order."""
 
+    def drivers(self, step: int) -> Tensor | None:
+        """The covariates of that batch in standard deviations, ``(batch, k, *grid)``; None where there are none."""
+        return None
+
     @property
     def digest(self) -> str:
         """See the class."""
@@ -53,13 +57,22 @@ class Table(Source):
         states: ``(n, *shape)``.
         batch: states a step.
         seed: of the orders.
+        covariates: of each state, ``(n, k, *grid)``, where there are any.
     """
 
-    def __init__(self, states: Tensor, batch: int, seed: int) -> None:
-        self.sample, self.size, self.seed = states, batch, seed
+    def __init__(self, states: Tensor, batch: int, seed: int, covariates: Tensor | None = None) -> None:
+        self.sample, self.size, self.seed, self.covariates = states, batch, seed, covariates
         self._orders: dict[int, np.ndarray] = {}
 
     def batch(self, step: int) -> Tensor:
+        """The states of `rows`."""
+        return self.sample[self.rows(step)]
+
+    def drivers(self, step: int) -> Tensor | None:
+        """Their covariates."""
+        return None if self.covariates is None else self.covariates[self.rows(step)]
+
+    def rows(self, step: int) -> Tensor:
         """Places ``step * batch`` and following in the row of all orders."""
         places = np.arange(step * self.size, (step + 1) * self.size)
         epochs, within = np.divmod(places, len(self.sample))
@@ -67,7 +80,7 @@ class Table(Source):
             e: self._orders[e] if e in self._orders else self.order(e) for e in set(epochs.tolist())
         }
         rows = [self._orders[e][i] for e, i in zip(epochs.tolist(), within.tolist(), strict=True)]
-        return self.sample[torch.as_tensor(np.array(rows))]
+        return torch.as_tensor(np.array(rows))
 
     def order(self, epoch: int) -> np.ndarray:
         """The order of one pass through the data."""

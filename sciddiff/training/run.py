@@ -29,6 +29,7 @@ from sciddiff import networks
 from sciddiff.covariance import Covariance
 from sciddiff.errors import DivergenceError, InputError
 from sciddiff.priors.base import Normalisation
+from sciddiff.priors.covariates import tell
 from sciddiff.priors.neural import NeuralPrior
 from sciddiff.random import Streams
 from sciddiff.training.checkpoints import (
@@ -119,11 +120,13 @@ class Training:
         augment: Augment | None,
         folder: Path | None,
         objective: Objective = losses,
+        held_out_drivers: Tensor | None = None,
     ) -> None:
         self.untrained, self.plan, self.law, self.states = untrained, plan, law, states
         self.augment, self.folder, self.objective = augment, folder, objective
         self.held_out = None if held_out is None else self.normal(held_out)
         self.validation = None if held_out is None else _digest(held_out)
+        self.held_out_drivers = held_out_drivers
         self.network = untrained.network.train()
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.best: nn.Module | None = None
@@ -169,10 +172,9 @@ class Training:
         levels = Streams(self.plan.seed, [self.step], purpose="training levels").numpy()[0]
         sigma = self.law.draw(len(z0), levels)
         noise = Streams(self.plan.seed, [self.step], purpose="training noise")
+        network = _knowing(self.network, self.states.drivers(self.step))
         with _own_randomness(self.network, self.plan.seed, self.step):
-            loss = self.objective(
-                self.untrained.preconditioning, self.network, z0, sigma.to(z0.device), noise
-            )
+            loss = self.objective(self.untrained.preconditioning, network, z0, sigma.to(z0.device), noise)
         self.optimiser.zero_grad()
         loss.mean().backward()
         self.optimiser.step()
@@ -224,8 +226,10 @@ class Training:
             for start in range(0, len(z0), size):
                 part = slice(start, start + size)
                 streams = Streams(self.plan.seed, [start], purpose="validation noise")
+                drivers = None if self.held_out_drivers is None else self.held_out_drivers[part]
+                network = _knowing(self.average, drivers)
                 loss = self.objective(
-                    self.untrained.preconditioning, self.average, z0[part], sigma[part].to(z0.device), streams
+                    self.untrained.preconditioning, network, z0[part], sigma[part].to(z0.device), streams
                 )
                 total += float(loss.double().sum())
         loss_now = total / len(z0)
@@ -294,10 +298,24 @@ class Training:
                         "validation": self.validation,
                         "dtype": str(prior.dtype),
                         **({} if self.objective is losses else {"objective": repr(self.objective)}),
+                        **self.driven,
                     }
                 )
             )
         )
+
+    @property
+    def driven(self) -> dict[str, Any]:
+        """What a run with covariates is known by besides."""
+        covariates = self.untrained.covariates
+        if covariates is None:
+            return {}
+        drivers = getattr(self.states, "covariates", None)
+        return {
+            "covariates": covariates.units,
+            "drivers": None if drivers is None else _digest(drivers),
+            "held-out drivers": None if self.held_out_drivers is None else _digest(self.held_out_drivers),
+        }
 
     def prior(self) -> NeuralPrior:
         """The prior with the averaged weights that were to be kept."""
@@ -341,6 +359,11 @@ def _qualified(augment: Augment) -> str:
     """Module and name of a function, or of the class of a callable object."""
     named = augment if hasattr(augment, "__qualname__") else type(augment)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def _knowing(network: nn.Module, drivers: Tensor | None) -> Any:
+    """The network, told the drivers of a batch."""
+    return network if drivers is None else tell(network, drivers)
 
 
 def augmented(x: Tensor, augment: Augment | None, seed: int, purpose: str, step: int) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +20,12 @@ from sciddiff import networks
 from sciddiff.covariance import Covariance, white
 from sciddiff.errors import InputError
 from sciddiff.priors.base import Normalisation
+from sciddiff.priors.covariates import Covariates
 from sciddiff.priors.gaussian import GaussianPrior
 from sciddiff.priors.neural import NeuralPrior, largest_eigenvalue
 from sciddiff.random import check_seed
 from sciddiff.spaces import Space, check_space
-from sciddiff.training.data import source
+from sciddiff.training.data import Source, Table, source
 from sciddiff.training.objective import Levels
 from sciddiff.training.run import Augment, Plan, Training, augmented
 
@@ -38,7 +39,7 @@ def train(
     data: Any,
     space: Space,
     *,
-    network: Literal["unet", "mlp"] | nn.Module = "unet",
+    network: Literal["unet", "mlp", "transformer"] | nn.Module = "unet",
     settings: Mapping[str, Any] | None = None,
     gaussian: str | GaussianPrior | None = "auto",
     reference: Covariance | None = None,
@@ -56,6 +57,8 @@ def train(
     keep: Literal["last", "best"] = "last",
     augment: Augment | None = None,
     season: Any = None,
+    covariates: Any = None,
+    covariate_names: Sequence[str] | Mapping[str, str | None] | None = None,
     batch_dim: str = "sample",
     seed: int,
     out: str | PathLike[str] | None = None,
@@ -72,7 +75,8 @@ def train(
         data: states in physical units along ``batch_dim``: xarray, numpy, torch ``(n, *shape)``; or an iterable
             of such batches, of which the first 8192 states (at most 512 MB) are used for the fit of the Gaussian.
         space: the states.
-        network: "unet" for grids, "mlp" for up to a few hundred numbers, or a module ``F(x, time)``, of which a
+        network: "unet" for grids, "mlp" for up to a few hundred numbers, "transformer" for series of up to a thousand
+            times on one dim, or a module ``F(x, time)``, of which a
             copy is trained, see `NeuralPrior` (a prior's ``network`` goes on from there).
         settings: of a network by name, e.g. ``{"width": 64, "padding": "circular"}``.
         gaussian: the skip path: a Gaussian that is fitted, "dense" (up to 4096 values, correlations shrunk as far as so
@@ -97,6 +101,11 @@ def train(
         augment: ``(x, generator) -> x`` on physical float64 states ``(batch, *shape)``, with all its randomness
             from the numpy generator.
         season: mean of each calendar month ``(12, ...)``, kept with a prior over anomalies.
+        covariates: known drivers of every state, on its dims: an xarray.Dataset along ``batch_dim``, or an array
+            ``(n, k, *grid)``. The network sees them as channels behind the others, and where the Gaussian is fitted
+            their linear response is taken out before (ridge regression). The prior has to be told what they are before
+            it is used, see `NeuralPrior.driven`; ``validation`` is then a pair of states and drivers.
+        covariate_names: names of the drivers, or names -> units; default those of labelled data.
         batch_dim: the dim of labelled data that counts states.
         seed: fixes weights, order, levels and noise.
         out: folder for checkpoints; None writes none.
@@ -141,6 +150,12 @@ def train(
     # also where the caller works under no_grad or inference_mode
     with torch.inference_mode(False), torch.enable_grad():
         states = source(data, space, batch_dim, batch, plan.seed)
+        known, drivers = None, None
+        if covariates is not None:
+            linear = gaussian is not None and not isinstance(gaussian, GaussianPrior)
+            known, states = _driven(states, covariates, covariate_names, space, batch_dim, linear, augment)
+        if validation is not None and known is not None:
+            validation, drivers = _held_out(validation, known, space, batch_dim)
         held_out = (
             None if validation is None else source(validation, space, batch_dim, batch, plan.seed).sample
         )
@@ -153,13 +168,15 @@ def train(
             reference=reference,
             levels=(sigma_min, sigma_max),
             season=None if season is None else torch.as_tensor(np.asarray(season), dtype=torch.float64),
+            covariates=known,
             seed=plan.seed,
             dtype=dtype,
             device=torch.device(device),
         )
         normal = None if sigmas == "log-uniform" else _pair(sigmas)
         law = Levels(untrained.sigma_min, untrained.sigma_max, normal)
-        run = Training(untrained, plan, law, states, held_out, augment, None if out is None else Path(out))
+        folder = None if out is None else Path(out)
+        run = Training(untrained, plan, law, states, held_out, augment, folder, held_out_drivers=drivers)
         run.begin(resume)
         run.go(progress)
         return run.prior()
@@ -175,6 +192,7 @@ def _untrained(
     reference: Covariance | None,
     levels: tuple[float | None, float | None],
     season: Tensor | None,
+    covariates: Covariates | None,
     seed: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -186,6 +204,7 @@ def _untrained(
     noise = (white(space.shape) if reference is None else reference) if fitted is None else fitted.reference
     sample = units.normal(states[:: -(-len(states) // max(2, min(4096, 2**26 // space.size)))])
     inputs = (1 if fitted is None else 2) * (len(space.components) if space.homogeneous else 1)
+    inputs += 0 if covariates is None else len(covariates.units)
     net = _network(network, settings, space, inputs, seed)
     return NeuralPrior(
         net.to(device, dtype),
@@ -197,7 +216,47 @@ def _untrained(
         sigma_min=levels[0],
         sigma_max=levels[1],
         season=season,
+        covariates=covariates,
     )
+
+
+def _driven(
+    states: Source, data: Any, names: Any, space: Space, batch_dim: str, linear: bool, augment: Augment | None
+) -> tuple[Covariates, Source]:
+    """The covariates of states in memory, and what their linear response leaves of these."""
+    if not isinstance(states, Table) or augment is not None:
+        raise InputError(
+            "covariates",
+            expected="all states in one array and no augment",
+            got="an iterable of batches"
+            if augment is None
+            else "an augment, which would not know its drivers",
+            fix="pass one array of states" if augment is None else "augment data and covariates beforehand",
+        )
+    known, u, rest = Covariates.fit(data, states.sample, space, names, batch_dim=batch_dim, linear=linear)
+    return known, Table(rest, states.size, states.seed, u)
+
+
+def _held_out(pair: Any, known: Covariates, space: Space, batch_dim: str) -> tuple[Tensor, Tensor]:
+    """What the response leaves of held-out states, and their drivers."""
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise InputError(
+            "validation",
+            expected="a pair (states, covariates)",
+            got=type(pair).__name__,
+            fix="pass validation=(held_out, drivers of them)",
+        )
+    x = space.tensor(pair[0], argument="validation", batch_dim=batch_dim)
+    u = known.read(pair[1], space, batch_dim=batch_dim)
+    if len(x) != len(u):
+        raise InputError(
+            "validation",
+            expected=f"drivers of {len(x)} states",
+            got=len(u),
+            fix="give one set for each state",
+        )
+    shift = known.shift(u)
+    return x if shift is None else x - shift.reshape(x.shape), u
 
 
 def _fit_gaussian(
@@ -262,6 +321,15 @@ def _network(
     sizes: dict[str, Any] = {"seed": seed}
     if network == "mlp":
         sizes["features"] = inputs * math.prod(space.grid)
+    elif network == "transformer":
+        if len(space.grid) != 1:
+            raise InputError(
+                "network",
+                expected="a network for states on several dims",
+                got="'transformer', which is for series on one dim",
+                fix="use 'unet', or let further dims be variables of the series",
+            )
+        sizes["channels"] = inputs
     else:
         sizes |= {"channels": inputs, "dimensions": len(space.grid)}
     try:
