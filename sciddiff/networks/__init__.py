@@ -7,18 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from sciddiff.errors import InputError
+from sciddiff.networks.conv import Dilated
 from sciddiff.networks.embedding import Backbone
 from sciddiff.networks.mlp import MLP
 from sciddiff.networks.transformer import Transformer
 from sciddiff.networks.unet import UNet
 
-__all__ = ["MLP", "Backbone", "Transformer", "UNet", "build"]
+__all__ = ["MLP", "Backbone", "Dilated", "Transformer", "UNet", "build"]
 
-_CLASSES: dict[str, type[Backbone]] = {"mlp": MLP, "transformer": Transformer, "unet": UNet}
+_CLASSES: dict[str, type[Backbone]] = {
+    "dilated": Dilated,
+    "mlp": MLP,
+    "transformer": Transformer,
+    "unet": UNet,
+}
 
 
 def build(name: str, settings: Mapping[str, Any]) -> Backbone:
-    """The network called ``name`` ("mlp", "transformer" or "unet") with the given settings, as ``net.settings`` keeps them.
+    """The network called ``name`` ("dilated", "mlp", "transformer" or "unet") with the given settings, as ``net.settings`` keeps them.
 
     Raises:
         InputError: no network has this name, or a setting is unknown, missing or out of range.

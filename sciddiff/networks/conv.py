@@ -2,9 +2,9 @@
 
 Residual blocks of one-dimensional convolutions whose taps lie ``d`` steps apart (van den Oord et al. 2016,
 "WaveNet: A generative model for raw audio", section 2.1; here both ways in time). With ``e`` the embedding of time,
-``N`` group norm (root mean square, without parameters) and ``m(., e)`` the modulation, a block is
+``N`` group norm (root mean square, without parameters), ``m(., e)`` the modulation and ``K2`` a product of channels, a block is
 
-    h <- h + K2 * silu(K1 *_d silu(m(N(h), e)))
+    h <- h + K2 silu(K1 *_d silu(m(N(h), e)))
 
 A U-Net sees as far for less, but through halved grids; small noise about smooth dynamics has to be told at every step.
 """
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from sciddiff.errors import InputError
 from sciddiff.networks.embedding import Backbone, TimeEmbedding, check_count, modulate
 
-__all__ = ["DilatedConv"]
+__all__ = ["Dilated"]
 
 _EPSILON = 1e-5
 
 
-class DilatedConv(Backbone):
+class Dilated(Backbone):
     """Dilated residual network ``(batch, channels, L), (batch,) -> (batch, channels, L)`` for series of any length.
 
     Args:
@@ -43,10 +43,10 @@ class DilatedConv(Backbone):
             weights' dtype, or ``time`` is not ``(batch,)``.
 
     Example:
-        >>> net = DilatedConv(channels=3, width=8, dilations=(1, 2), differences=(0.1,))
+        >>> net = Dilated(channels=3, width=8, dilations=(1, 2), differences=(0.1,))
         >>> net(torch.ones(5, 3, 7), torch.zeros(5)).shape
         torch.Size([5, 3, 7])
-        >>> DilatedConv(**net.settings).settings == net.settings
+        >>> Dilated(**net.settings).settings == net.settings
         True
     """
 
@@ -106,13 +106,13 @@ class DilatedConv(Backbone):
 
 
 class _Block(nn.Module):
-    """``h + K2 * silu(K1 *_d silu(m(N(h), e)))``."""
+    """``h + K2 silu(K1 *_d silu(m(N(h), e)))``."""
 
     def __init__(self, width: int, embedding: int, dilation: int) -> None:
         super().__init__()
         self.modulation = nn.Linear(embedding, 2 * width)
         self.first = _Conv(width, width, dilation)
-        self.last = _Conv(width, width)
+        self.last = _Conv(width, width, size=1)
 
     def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
         inner = nn.functional.silu(_normed(h, self.modulation(embedded)))
@@ -121,16 +121,16 @@ class _Block(nn.Module):
 
 
 class _Conv(nn.Module):
-    """A convolution with three taps ``dilation`` steps apart, zero beyond the ends."""
+    """A convolution whose taps lie ``dilation`` steps apart, zero beyond the ends."""
 
-    def __init__(self, here: int, there: int, dilation: int = 1) -> None:
+    def __init__(self, here: int, there: int, dilation: int = 1, *, size: int = 3) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(there, here, 3))
+        self.weight = nn.Parameter(torch.empty(there, here, size))
         self.bias = nn.Parameter(torch.empty(there))
-        self.dilation = dilation
+        self.dilation, self.reach = dilation, size // 2 * dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.conv1d(x, self.weight, self.bias, padding=self.dilation, dilation=self.dilation)
+        return nn.functional.conv1d(x, self.weight, self.bias, padding=self.reach, dilation=self.dilation)
 
 
 def _normed(h: Tensor, parameters: Tensor) -> Tensor:
