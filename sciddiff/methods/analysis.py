@@ -2,6 +2,7 @@
 
 How the covariances are estimated and how the spread is reduced is a choice of its own, which every ensemble
 method takes as ``analysis=``: with perturbed data, by a square root, or with a taper against far correlations.
+Ensembles of many cases may be moved at once, in leading dims before the members.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 
-from sciddiff.covariance import Eigen, Standard
+from sciddiff.covariance import Covariance, Eigen, Standard
 from sciddiff.errors import InputError
 from sciddiff.noise import Gaussian
 from sciddiff.posterior import Observation, Posterior
@@ -25,6 +26,7 @@ from sciddiff.spaces import Space
 __all__ = [
     "Analysis",
     "Forecast",
+    "LocalSquareRoot",
     "Localised",
     "Perturbed",
     "Seen",
@@ -34,27 +36,40 @@ __all__ = [
 ]
 
 _BLOCK = 2**22
+_GASPARI = (
+    "@article{gaspari1999construction, title={Construction of correlation functions in two and three dimensions}, "
+    "author={Gaspari, Gregory and Cohn, Stephen E.}, journal={Quarterly Journal of the Royal Meteorological "
+    "Society}, volume={125}, number={554}, pages={723--757}, year={1999}}"
+)
 
 
 @final
 class Seen:
     """The observations of one case as one vector ``y = g + N(0, R)`` of the values that were observed.
 
+    Args:
+        posterior: what they belong to.
+        case: which one; several that miss the same values may be seen at once.
+
     Attributes:
-        y: ``(m,)``, float64.
+        y: ``(m,)``, or ``(cases, 1, m)`` of several, float64.
         posterior: what they belong to.
     """
 
-    def __init__(self, posterior: Posterior, case: int) -> None:
+    def __init__(self, posterior: Posterior, case: int | Sequence[int]) -> None:
         self.posterior = posterior
+        first = case if isinstance(case, int) else case[0]
         self._parts = [
-            _Part(o, None if o.mask is None else o.mask[case].flatten()) for o in posterior.observations
+            _Part(o, None if o.mask is None else o.mask[first].flatten()) for o in posterior.observations
         ]
-        self.y = self.pick([o.y[case][None] for o in posterior.observations])[0]
+        if isinstance(case, int):
+            self.y = self.pick([o.y[case][None] for o in posterior.observations])[0]
+        else:
+            self.y = self.pick([o.y[case, None] for o in posterior.observations])
 
     def pick(self, predicted: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Predictions of every observation, ``(rows, *codomain.shape)``, as ``(rows, m)`` in float64."""
-        return torch.cat([p.pick(g) for p, g in zip(self._parts, predicted, strict=True)], 1)
+        """Predictions of every observation, ``(..., rows, *codomain.shape)``, as ``(..., rows, m)`` in float64."""
+        return torch.cat([p.pick(g) for p, g in zip(self._parts, predicted, strict=True)], -1)
 
     def draw(self, streams: Streams) -> torch.Tensor:
         """``N(0, R)`` for every stream, ``(rows, m)``."""
@@ -67,7 +82,8 @@ class Seen:
     def white(self, v: torch.Tensor) -> torch.Tensor:
         """``F^-1 v`` with ``R = F F^T``: rows whose inner products are ``u^T R^-1 v``."""
         sizes = [p.size for p in self._parts]
-        return torch.cat([p.white(part) for p, part in zip(self._parts, v.split(sizes, 1), strict=True)], 1)
+        parts = zip(self._parts, v.split(sizes, -1), strict=True)
+        return torch.cat([p.white(part) for p, part in parts], -1)
 
     def noise_matrix(self) -> torch.Tensor:
         """``R``, ``(m, m)``."""
@@ -92,17 +108,19 @@ class _Part:
         self.size = int(self.kept.sum())
 
     def pick(self, g: torch.Tensor) -> torch.Tensor:
-        return g.flatten(1).double()[:, self.kept]
+        return g.flatten(-len(self.codomain.shape)).double()[..., self.kept]
 
     def white(self, v: torch.Tensor) -> torch.Tensor:
         if self.mask is None:
-            v = v.reshape(-1, *self.codomain.shape)
-            return self.covariance.sqrt_adjoint(self.covariance.solve(v)).flatten(1)
-        if isinstance(self.covariance, Eigen) and isinstance(self.covariance.basis, Standard):
+            v = v.reshape(*v.shape[:-1], *self.codomain.shape)
+            return self.covariance.sqrt_adjoint(self.covariance.solve(v)).flatten(
+                v.ndim - len(self.codomain.shape)
+            )
+        if _independent(self.covariance):
             return v / self.covariance.variance().flatten().to(v)[self.kept].sqrt()
         factor = torch.linalg.cholesky(self.matrix())
-        white: torch.Tensor = torch.linalg.solve_triangular(factor, v.T, upper=False)
-        return white.T
+        white: torch.Tensor = torch.linalg.solve_triangular(factor, v.mT, upper=False)
+        return white.mT
 
     def matrix(self) -> torch.Tensor:
         n = self.codomain.size
@@ -120,7 +138,7 @@ class Forecast:
     in a diffusion, ``off`` is what scatters about those, and its covariance is the conditional one.
 
     Attributes:
-        seen: the data.
+        seen: the data; where those are of several cases, all else has a leading dim of cases.
         x_mean, x_off: states, ``(J, d)`` or one row; ``off`` sums to zero over the members.
         g_mean, g_off: predictions, ``(J, m)`` or one row, in float64.
         error: draws of ``N(0, R)`` for perturbed data, ``(J, m)``.
@@ -138,7 +156,7 @@ class Forecast:
     @property
     def scale(self) -> float:
         """``off / scale`` are anomalies whose products are covariances."""
-        return math.sqrt(len(self.x_off) - 1)
+        return math.sqrt(self.x_off.shape[-2] - 1)
 
     @property
     def surprise(self) -> torch.Tensor:
@@ -212,49 +230,29 @@ class SquareRoot(Analysis):
         u, s, _ = torch.linalg.svd(y, full_matrices=False)
         shrink = torch.rsqrt(1 + s**2) - 1
         x = forecast.x_off
-        off: torch.Tensor = x + (u * shrink).to(x) @ (u.T.to(x) @ x)
+        off: torch.Tensor = x + (u * shrink[..., None, :]).to(x) @ (u.mT.to(x) @ x)
         return forecast.x_mean + off + _gain(forecast, forecast.seen.y - forecast.g_mean)
 
 
-@final
 @dataclass(frozen=True)
-class Localised(Analysis):
-    """Perturbed data, with covariances that fade with distance (Houtekamer and Mitchell 2001, eq. 6).
+class _Near(Analysis):
+    """What is told by distances along the dims that states and observations share.
 
-    ``K = (rho_xy * C_xy) (rho_yy * C_yy + R)^-1`` elementwise, with `gaspari_cohn` of the distance along the dims that
-    the states and the observations share: dims of the same name, and coordinates ``along`` the codomain's
-    dims, such as the positions of sensors. A small ensemble's far correlations are mostly noise. Needs
-    ``(m, m)`` systems, and ``m`` times ``d`` products a block of states at a time.
-
-    Args:
-        radius: distance from which on nothing correlates, in units of the coordinates (places where a dim has
-            no labels, days for dates): one for all dims, or a mapping from dims, which are then the only ones.
-
-    Raises:
-        InputError: unless radii are positive.
-
-    Example:
-        >>> Localised(radius=3.0)
-        Localised(radius=3.0)
+    Those are dims of the same name, and coordinates ``along`` the codomain's dims, such as the positions of sensors.
     """
 
-    reference: ClassVar[str] = (
-        "@article{houtekamer2001sequential, title={A Sequential Ensemble {K}alman Filter for Atmospheric Data "
-        "Assimilation}, author={Houtekamer, P. L. and Mitchell, Herschel L.}, journal={Monthly Weather Review}, "
-        "volume={129}, number={1}, pages={123--137}, year={2001}}\n\n"
-        "@article{gaspari1999construction, title={Construction of correlation functions in two and three dimensions}, "
-        "author={Gaspari, Gregory and Cohn, Stephen E.}, journal={Quarterly Journal of the Royal Meteorological "
-        "Society}, volume={125}, number={554}, pages={723--757}, year={1999}}"
-    )
     radius: float | Mapping[str, float] = 1.0
+    period: float | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        radii = self.radius.values() if isinstance(self.radius, Mapping) else [self.radius]
-        for radius in radii:
-            if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not radius > 0:
-                raise InputError(
-                    "radius", expected="a positive distance", got=repr(radius), fix="in units of the coords"
-                )
+        for name, setting in (("radius", self.radius), ("period", self.period)):
+            for value in setting.values() if isinstance(setting, Mapping) else [setting]:
+                if value is None and name == "period":
+                    continue
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                    raise InputError(
+                        name, expected="a positive distance", got=repr(value), fix="in units of the coords"
+                    )
 
     def misfit(self, posterior: Posterior) -> str | None:
         """Distances have to be known."""
@@ -267,31 +265,133 @@ class Localised(Analysis):
                 return f"{o.operator!r} shares no coordinates {sorted(asked) or ''} with the states: use Tapered(taper)"
         return None
 
+    def taper(self, a: np.ndarray, b: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """`gaspari_cohn` of the distances between places ``(m, k)`` and ``(n, k)``; a dim that one has not is left out."""
+        squared = np.zeros((len(a), len(b)))
+        for left, right, name in zip(a.T, b.T, names, strict=True):
+            radius = self.radius[name] if isinstance(self.radius, Mapping) else self.radius
+            period = self.period.get(name) if isinstance(self.period, Mapping) else self.period
+            apart = np.abs(np.nan_to_num(left[:, None] - right[None]))
+            if period is not None:
+                apart = np.minimum(apart % period, -apart % period)
+            squared += (apart / radius) ** 2
+        return gaspari_cohn(np.sqrt(squared))
+
+    def places(self, seen: Seen) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Places of states ``(d, k)`` and data ``(m, k)``, NaN along dims that one has not, and the names of the dims."""
+        domain = _places(seen.posterior.prior.space)
+        observed = [(_shared(seen.posterior.prior.space, space), kept) for space, kept in seen.places()]
+        names = list(self.radius) if isinstance(self.radius, Mapping) else list(domain)
+        data = [
+            np.stack([at.get(name, np.full(len(kept), np.nan)) for name in names], 1)[kept]
+            for at, kept in observed
+        ]
+        return np.stack([domain[name] for name in names], 1), np.concatenate(data), names
+
+
+@final
+@dataclass(frozen=True)
+class Localised(_Near):
+    """Perturbed data, with covariances that fade with distance (Houtekamer and Mitchell 2001, eq. 6).
+
+    ``K = (rho_xy * C_xy) (rho_yy * C_yy + R)^-1`` elementwise, with `gaspari_cohn` of the distance along the dims that
+    the states and the observations share: dims of the same name, and coordinates ``along`` the codomain's
+    dims, such as the positions of sensors. A small ensemble's far correlations are mostly noise. Needs
+    ``(m, m)`` systems, and ``m`` times ``d`` products a block of states at a time.
+
+    Args:
+        radius: distance from which on nothing correlates, in units of the coordinates (places where a dim has
+            no labels, days for dates): one for all dims, or a mapping from dims, which are then the only ones.
+        period: length after which a dim begins again, such as 360 for degrees of longitude; one for all dims, or a
+            mapping from those that do.
+
+    Raises:
+        InputError: unless radii and periods are positive.
+
+    Example:
+        >>> Localised(radius=3.0)
+        Localised(radius=3.0, period=None)
+    """
+
+    reference: ClassVar[str] = (
+        "@article{houtekamer2001sequential, title={A Sequential Ensemble {K}alman Filter for Atmospheric Data "
+        "Assimilation}, author={Houtekamer, P. L. and Mitchell, Herschel L.}, journal={Monthly Weather Review}, "
+        "volume={129}, number={1}, pages={123--137}, year={2001}}\n\n" + _GASPARI
+    )
+
     def update(self, forecast: Forecast) -> torch.Tensor:
         """``x + K (y + e - g)`` with a tapered ``K``."""
         seen, y = forecast.seen, forecast.g_off / forecast.scale
-        states, data = self._where(seen)
-        near = torch.from_numpy(_taper(data, data)).to(y)
-        system = near * (y.T @ y) + forecast.times * seen.noise_matrix()
-        weights = torch.linalg.solve(system, forecast.surprise.T).T
+        states, data, names = self.places(seen)
+        near = torch.from_numpy(self.taper(data, data, names)).to(y)
+        system = near * (y.mT @ y) + forecast.times * seen.noise_matrix()
+        weights = torch.linalg.solve(system, forecast.surprise.mT).mT
         x = forecast.x_off / forecast.scale
         out = forecast.x_mean + forecast.x_off
-        for block in _blocks(x.shape[1], y.shape[1]):
-            near = torch.from_numpy(_taper(data, states[block])).to(y)
-            out[:, block] += (weights @ (near * (y.T @ x[:, block].double()))).to(x)
+        for block in _blocks(x.shape[-1], y.shape[-1]):
+            near = torch.from_numpy(self.taper(data, states[block], names)).to(y)
+            out[..., block] += (weights @ (near * (y.mT @ x[..., block].double()))).to(x)
         return out
 
-    def _where(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
-        """Places of states ``(d, k)`` and data ``(m, k)`` in units of the radius, NaN along dims that one has not."""
-        domain = _places(seen.posterior.prior.space)
-        observed = [(_shared(seen.posterior.prior.space, space), kept) for space, kept in seen.places()]
-        radii = self.radius if isinstance(self.radius, Mapping) else dict.fromkeys(domain, self.radius)
-        states = np.stack([domain[name] / radius for name, radius in radii.items()], 1)
-        data = [
-            np.stack([at.get(n, np.full(len(kept), np.nan)) / r for n, r in radii.items()], 1)[kept]
-            for at, kept in observed
-        ]
-        return states, np.concatenate(data)
+
+@final
+@dataclass(frozen=True)
+class LocalSquareRoot(_Near):
+    """The local ensemble transform (Hunt et al. 2007): `SquareRoot` for every value of the state on its own.
+
+    The data that a value sees have their precision multiplied by `gaspari_cohn` of the distance to it, so that a small
+    ensemble is not asked to fit the whole domain at once. Needs errors of the data without correlation, and
+    ``O(d J^3)`` for ensembles of ``J``, a block of states at a time.
+
+    Args:
+        radius: as of `Localised`, for the precision of the data; infinity gives `SquareRoot`.
+        period: as of `Localised`.
+
+    Raises:
+        InputError: unless radii and periods are positive.
+
+    Example:
+        >>> LocalSquareRoot(radius=14.6, period=40)
+        LocalSquareRoot(radius=14.6, period=40)
+    """
+
+    reference: ClassVar[str] = (
+        "@article{hunt2007efficient, title={Efficient data assimilation for spatiotemporal chaos: A local ensemble "
+        "transform {K}alman filter}, author={Hunt, Brian R. and Kostelich, Eric J. and Szunyogh, Istvan}, "
+        "journal={Physica D: Nonlinear Phenomena}, volume={230}, number={1-2}, pages={112--126}, year={2007}}\n\n"
+        + _GASPARI
+    )
+
+    def misfit(self, posterior: Posterior) -> str | None:
+        """Distances have to be known, and errors be independent."""
+        for o in posterior.observations:
+            shape = o.operator.codomain.shape
+            if isinstance(o.noise, Gaussian) and not _independent(o.noise.covariance(shape)):
+                return "the errors of the data are correlated: use Localised(radius)"
+        return super().misfit(posterior)
+
+    def update(self, forecast: Forecast) -> torch.Tensor:
+        """``mean + w off + T off`` with weights ``w`` and a transform ``T`` of every value's own."""
+        seen, scale = forecast.seen, forecast.scale * math.sqrt(forecast.times)
+        states, data, names = self.places(seen)
+        y = seen.white(forecast.g_off) / scale
+        r = seen.white(seen.y - forecast.g_mean) / math.sqrt(forecast.times)
+        products = (y[..., :, None, :] * y[..., None, :, :]).flatten(-3, -2)
+        members, pulls = y.shape[-2], y * r
+        out = torch.empty_like(forecast.x_mean + forecast.x_off)
+        for block in _blocks(out.shape[-1], members**2 + len(data)):
+            near = torch.from_numpy(self.taper(data, states[block], names)).to(y)
+            gram = (products @ near).unflatten(-2, (members, members)).movedim(-1, -3)
+            values, vectors = torch.linalg.eigh(gram)
+            inverse = 1 / (1 + values.clamp_min(0))
+            pull = (pulls @ near).mT[..., None]  # (..., block, J, 1)
+            weights = vectors @ (inverse[..., None] * (vectors.mT @ pull))
+            # the mean's weights are the same for every member: they go into the transform
+            transform = (vectors * inverse.sqrt()[..., None, :]) @ vectors.mT + weights.mT / forecast.scale
+            off = forecast.x_off[..., block]
+            moved = torch.einsum("...sjk,...ks->...js", transform.to(off), off)
+            out[..., block] = forecast.x_mean[..., block] + moved
+        return out
 
 
 @final
@@ -357,11 +457,11 @@ class Tapered(Analysis):
         """``x + (rho * K) (y + e - g)``."""
         seen, y = forecast.seen, forecast.g_off / forecast.scale
         taper = self.taper[np.concatenate([kept for _, kept in seen.places()])]
-        factor, pivots = torch.linalg.lu_factor(y.T @ y + forecast.times * seen.noise_matrix())
+        factor, pivots = torch.linalg.lu_factor(y.mT @ y + forecast.times * seen.noise_matrix())
         x, out = forecast.x_off / forecast.scale, forecast.x_mean + forecast.x_off
-        for block in _blocks(x.shape[1], y.shape[1]):
-            gain = torch.linalg.lu_solve(factor, pivots, y.T @ x[:, block].double())
-            out[:, block] += (forecast.surprise @ (torch.from_numpy(taper[:, block]).to(gain) * gain)).to(x)
+        for block in _blocks(x.shape[-1], y.shape[-1]):
+            gain = torch.linalg.lu_solve(factor, pivots, y.mT @ x[..., block].double())
+            out[..., block] += (forecast.surprise @ (torch.from_numpy(taper[:, block]).to(gain) * gain)).to(x)
         return out
 
 
@@ -390,9 +490,12 @@ def _gain(forecast: Forecast, residual: torch.Tensor) -> torch.Tensor:
     root = math.sqrt(forecast.times)
     y = forecast.seen.white(forecast.g_off) / (forecast.scale * root)
     r = forecast.seen.white(residual) / root
-    small = y.shape[1] < len(y)
-    system = (y.T @ y if small else y @ y.T) + torch.eye(min(y.shape)).to(y)
-    weights = (y @ torch.linalg.solve(system, r.T)).T if small else torch.linalg.solve(system, y @ r.T).T
+    members, m = y.shape[-2:]
+    system = (y.mT @ y if m < members else y @ y.mT) + torch.eye(min(members, m)).to(y)
+    if m < members:
+        weights = (y @ torch.linalg.solve(system, r.mT)).mT
+    else:
+        weights = torch.linalg.solve(system, y @ r.mT).mT
     x = forecast.x_off / forecast.scale
     update: torch.Tensor = weights.to(x) @ x
     return update
@@ -431,12 +534,8 @@ def _number(values: np.ndarray) -> np.ndarray | None:
     return values.astype(np.float64) if np.issubdtype(values.dtype, np.number) else None
 
 
-def _taper(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`gaspari_cohn` of the distances between places ``(m, k)`` and ``(n, k)``; a dim that one has not is left out."""
-    squared = np.zeros((len(a), len(b)))
-    for left, right in zip(a.T, b.T, strict=True):
-        squared += np.nan_to_num(left[:, None] - right[None]) ** 2
-    return gaspari_cohn(np.sqrt(squared))
+def _independent(covariance: Covariance) -> bool:
+    return isinstance(covariance, Eigen) and isinstance(covariance.basis, Standard)
 
 
 def _blocks(d: int, m: int) -> list[slice]:
