@@ -1,8 +1,18 @@
 """Series and trajectories: gaps and forecasts from one prior over a window of time."""
 
+from sciddiff.assimilation.cycling import fixed_lag_smoother
+from sciddiff.assimilation.forecasts import forecast, impute
 from sciddiff.assimilation.iterative import IEnKS
 from sciddiff.assimilation.models import Assimilation, StateSpaceModel
 from sciddiff.assimilation.particles import FFBS, BootstrapFilter
-from sciddiff.assimilation.windows import forecast, impute
 
-__all__ = ["FFBS", "Assimilation", "BootstrapFilter", "IEnKS", "StateSpaceModel", "forecast", "impute"]
+__all__ = [
+    "FFBS",
+    "Assimilation",
+    "BootstrapFilter",
+    "IEnKS",
+    "StateSpaceModel",
+    "fixed_lag_smoother",
+    "forecast",
+    "impute",
+]
