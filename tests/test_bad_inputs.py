@@ -296,7 +296,10 @@ CASES: dict[str, tuple[str, Callable[[], object]]] = {
     "train: no steps": ("steps", train(steps=0)),
     "train: no seed": ("seed", train(seed=None)),
     "train: unknown network": ("network", train(network="resnet")),
-    "forecast: beyond the window": ("horizon", lambda: sd.forecast(SERIES_PRIOR, MONTHS, horizon=6, seed=0)),
+    "forecast: in the past": (
+        "horizon",
+        lambda: sd.forecast(SERIES_PRIOR, MONTHS, horizon=["2000-02-01"], seed=0),
+    ),
     "forecast: nothing ahead": ("horizon", lambda: sd.forecast(SERIES_PRIOR, MONTHS, horizon=0, seed=0)),
     "forecast: no dates": ("history", lambda: sd.forecast(SERIES_PRIOR, [1.0, 2.0], horizon=2, seed=0)),
     "impute: unsorted dates": ("series", lambda: sd.impute(SERIES_PRIOR, MONTHS[::-1], seed=0)),

@@ -4,6 +4,7 @@ from sciddiff.priors.base import Normalisation, Prior
 from sciddiff.priors.composed import AlternatingPrior, ProductPrior, SlicesPrior
 from sciddiff.priors.empirical import EmpiricalPrior
 from sciddiff.priors.gaussian import GaussianPrior
+from sciddiff.priors.gaussian_process import GaussianProcess
 from sciddiff.priors.joint import JointPrior, joint
 from sciddiff.priors.latent import LatentPrior
 from sciddiff.priors.mixture import GaussianMixturePrior
@@ -16,6 +17,7 @@ __all__ = [
     "EmpiricalPrior",
     "GaussianMixturePrior",
     "GaussianPrior",
+    "GaussianProcess",
     "JointPrior",
     "LatentPrior",
     "NetworkPrior",
