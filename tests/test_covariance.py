@@ -97,6 +97,14 @@ MAKERS = {
         np.kron(np.eye(2), np.linalg.matrix_power(np.linalg.inv(laplacian() + np.eye(5)), 2)),
     ),
     "precision": (cov.precision(sp.csr_matrix(Q), (2, 3)), np.linalg.inv(Q)),
+    "ornstein uhlenbeck": (
+        cov.ornstein_uhlenbeck(T, 1.3, variance=2.5),
+        2.5 * np.exp(-np.abs(T[:, None] - T) / 1.3),
+    ),
+    "ornstein uhlenbeck of variables": (
+        cov.ornstein_uhlenbeck(T, 0.4, variance=[1.0, 9.0], shape=(2, 5)),
+        np.kron(np.diag([1.0, 9.0]), np.exp(-np.abs(T[:, None] - T) / 0.4)),
+    ),
     "centred": (cov.centred((3, 2), axis=0), np.kron(np.eye(3) - 1 / 3, np.eye(2))),
     "symmetric": (cov.symmetric((4, 4)), (np.eye(16) + SWAP) / 2),
     "scaled": (
@@ -239,6 +247,59 @@ def test_frequencies_give_the_laplacian_of_the_modes(boundary, shift):
     np.testing.assert_allclose(rayleigh[low], expected[low], rtol=(16 * np.pi / n) ** 2 / 11, atol=1e-9)
 
 
+STAMPS = np.cumsum(10 ** np.random.default_rng(3).uniform(-9, 2, 1500))
+
+
+def test_the_recursion_is_the_dense_kernel_on_gaps_of_eleven_orders_of_magnitude():
+    c = cov.ornstein_uhlenbeck(STAMPS, 3.0, variance=4.0)
+    matrix = 4.0 * np.exp(-np.abs(STAMPS[:, None] - STAMPS) / 3.0)
+    x = np.random.default_rng(4).standard_normal((3, len(STAMPS)))
+    close(c.apply(torch.from_numpy(x)), x @ matrix, 1e-10)
+    root = c.sqrt(torch.eye(len(STAMPS), dtype=torch.float64)).numpy()
+    close(root.T @ root, matrix, 1e-10)
+
+
+def test_the_determinant_and_the_precision_of_regular_times_are_those_of_the_kernel_to_ten_digits():
+    t = np.sort(np.random.default_rng(5).uniform(0, 100, 300) + np.arange(300))
+    c = cov.ornstein_uhlenbeck(t, 2.0)
+    matrix = np.exp(-np.abs(t[:, None] - t) / 2.0)
+    close(c.logdet, np.linalg.slogdet(matrix)[1], 1e-10)
+    close(c.solve(torch.eye(300, dtype=torch.float64)), np.linalg.inv(matrix), 1e-9)
+
+
+def test_a_process_beside_white_noise_denoises_as_the_dense_kernel_does_row_by_row():
+    t = np.sort(np.random.default_rng(6).uniform(0, 50, 200))
+    matrix = np.exp(-np.abs(t[:, None] - t) / 4.0)
+    both = cov.joint(cov.ornstein_uhlenbeck(t, 4.0), cov.white((200,)))
+    x, levels = np.random.default_rng(7).standard_normal((5, 200)), np.array([1e-6, 0.01, 0.3, 2.0, 400.0])
+    d = both.shrink(torch.from_numpy(x), torch.from_numpy(levels))
+    for row, v, out in zip(x, levels, d, strict=True):
+        close(out, matrix @ np.linalg.solve(matrix + v * np.eye(200), row), 1e-9)
+
+
+def test_a_long_process_needs_no_matrix():
+    n = 200_000
+    t = np.cumsum(np.random.default_rng(8).exponential(size=n))
+    c = cov.ornstein_uhlenbeck(t, 2.0)
+    x = c.sqrt(torch.from_numpy(np.random.default_rng(9).standard_normal((2, n))))
+    assert abs(float(x.var()) - 1) < 5 * (2 / (2 * n / 5)) ** 0.5  # a fifth of the values are independent
+    close(c.apply(c.solve(x)), x, 1e-7)
+    shrunk = cov.joint(c, cov.white((n,))).shrink(x, torch.tensor(0.5, dtype=torch.float64))
+    close(c.solve(shrunk) * 0.5 + shrunk, x, 1e-7)  # (I + v Q) D = x
+
+
+def test_gradients_of_gradients_and_vmap_pass_through_a_process():
+    both = cov.joint(cov.ornstein_uhlenbeck(T, 1.0), cov.ornstein_uhlenbeck(T, 0.2))
+    x = rows(cov.white((5,)), 3).requires_grad_()
+    v = torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
+    with torch.random.fork_rng():  # the check draws its directions from the global state
+        assert torch.autograd.gradcheck(lambda x: both.shrink(x, v), (x,))
+        assert torch.autograd.gradgradcheck(lambda x: both.shrink(x, v).square(), (x,))
+    one = torch.tensor(0.3, dtype=torch.float64)
+    together = torch.func.vmap(lambda row: both.shrink(row[None], one)[0])(x.detach())
+    close(together, both.shrink(x.detach(), one), 1e-12)
+
+
 # -- two covariances at once -------------------------------------------------------------------------
 
 SHAPE, N = (3, 3), 9
@@ -258,6 +319,8 @@ KINDS: dict[str, cov.Covariance] = {
     "centred": cov.centred(SHAPE, axis=0),
     "symmetric": cov.symmetric(SHAPE),
     "precision": cov.precision(BAND, SHAPE),
+    "ornstein uhlenbeck": cov.ornstein_uhlenbeck([0.0, 0.1, 3.0], 0.7, variance=[1.0, 4.0, 0.5], shape=SHAPE),
+    "slower": cov.ornstein_uhlenbeck([0.0, 0.1, 3.0], 5.0, shape=SHAPE),
 }
 
 
@@ -367,6 +430,14 @@ def matrix_of_any(c: cov.Covariance) -> np.ndarray:
         (lambda: cov.white((2,), True), "variance"),
         (lambda: cov.white((2,), "1"), "variance"),
         (lambda: cov.diagonal([1.0, -1.0]), "variances"),
+        (lambda: cov.ornstein_uhlenbeck([0.0, 1.0, 1.0], 1.0), "times"),
+        (lambda: cov.ornstein_uhlenbeck([0.0, math.nan], 1.0), "times"),
+        (lambda: cov.ornstein_uhlenbeck([[0.0, 1.0]], 1.0), "times"),
+        (lambda: cov.ornstein_uhlenbeck(["a"], 1.0), "times"),
+        (lambda: cov.ornstein_uhlenbeck([0.0, 1.0], 0.0), "length"),
+        (lambda: cov.ornstein_uhlenbeck([0.0, 1.0], True), "length"),
+        (lambda: cov.ornstein_uhlenbeck([0.0, 1.0], 1.0, variance=-1.0), "variance"),
+        (lambda: cov.ornstein_uhlenbeck([0.0, 1.0], 1.0, shape=(2, 3)), "shape"),
         (lambda: cov.diagonal([1.0, math.inf]), "variances"),
         (lambda: cov.diagonal([]), "variances"),
         (lambda: cov.diagonal(1.0), "variances"),

@@ -2,7 +2,8 @@
 
 Every covariance is ``Sigma = F F^T``; ``sqrt(z) = F z`` colours white noise, ``solve`` is the
 pseudo-inverse on the range and ``logdet`` the log pseudo-determinant. Most are diagonal in a cheap
-orthonormal basis ``B``: ``Sigma = B diag(lambda) B^T`` (`Eigen`); a sparse precision matrix is the other kind.
+orthonormal basis ``B``: ``Sigma = B diag(lambda) B^T`` (`Eigen`); others have a sparse precision
+(`Precision`) or are Markov in time (`OrnsteinUhlenbeck`).
 
 The exact Gaussian denoiser needs a prior covariance ``Sigma`` and the reference noise ``C`` at once:
 `joint` finds ``T`` with ``C = T T^T`` and ``Sigma = T diag(lambda) T^T``, so that at noise level sigma
@@ -26,6 +27,7 @@ from sciddiff.covariance.makers import (
     symmetric,
     white,
 )
+from sciddiff.covariance.markov import OrnsteinUhlenbeck, ornstein_uhlenbeck
 from sciddiff.covariance.pairs import Joint, joint
 from sciddiff.covariance.units import multiple, scaled
 
@@ -36,6 +38,7 @@ __all__ = [
     "Eigen",
     "Full",
     "Joint",
+    "OrnsteinUhlenbeck",
     "Precision",
     "Standard",
     "Symmetric",
@@ -47,6 +50,7 @@ __all__ = [
     "joint",
     "kernel",
     "multiple",
+    "ornstein_uhlenbeck",
     "precision",
     "scaled",
     "spectral",

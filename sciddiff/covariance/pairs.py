@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
 
 from sciddiff.covariance.arrays import DENSE_LIMIT, flattened, reciprocal
 from sciddiff.covariance.base import Covariance
-from sciddiff.covariance.bases import Basis, Full
+from sciddiff.covariance.bases import Basis, Full, Standard
 from sciddiff.covariance.kinds import Eigen, Precision
+from sciddiff.covariance.markov import OrnsteinUhlenbeck, solve_tridiagonal
 from sciddiff.errors import InputError
 
 __all__ = ["Joint", "joint"]
@@ -218,11 +219,103 @@ class _Markov(Joint):
         return -0.5 * (energy + logdet + n * math.log(2 * math.pi))
 
 
+@final
+class _Chain(Joint):
+    """Both precisions tridiagonal, ``Q`` of the prior and ``R`` of the noise: ``D = (R + v Q)^-1 R x``.
+
+    Both are diagonally dominant, and so is every sum of them; levels may differ from row to row.
+    """
+
+    def __init__(self, prior: Covariance, noise: Covariance) -> None:
+        self.prior, self.noise = prior, noise
+        self.q, self.r = _bands(prior), _bands(noise)
+        self._cache: dict[float, Precision] = {}
+        self.largest = self._largest()
+
+    def shrink(self, x: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        """``(R + v Q)^-1 R x``, in float64."""
+        v = variance.to(x.device, torch.float64)
+        v = v.reshape(*v.shape, *(1,) * len(self.prior.shape)) if v.ndim else v
+        (q, q_beside), (r, r_beside) = ([b.to(x.device) for b in bands] for bands in (self.q, self.r))
+        y = _multiplied(r, r_beside, x.double())
+        return solve_tridiagonal(r + v * q, r_beside + v * q_beside, y).to(x)
+
+    def covariance(self, sigma: float) -> Covariance:
+        """``(Q + R/sigma^2)^-1``."""
+        if sigma not in self._cache:
+            if len(self._cache) >= _FACTORS:
+                self._cache.pop(next(iter(self._cache)))
+            matrix = self._sparse(self.q) + self._sparse(self.r) / sigma**2
+            self._cache[sigma] = Precision(self.prior.shape, matrix)
+        return self._cache[sigma]
+
+    def log_density(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        """``(Sigma + v C)^-1 = Q D`` and ``|Sigma + v C| = |Sigma| |C| |R + v Q|``."""
+        from scipy.linalg import cholesky_banded
+
+        v, n, dims = sigma**2, self.prior.rank, tuple(range(-len(self.prior.shape), 0))
+        shrunk = self.shrink(x, torch.tensor(v, dtype=torch.float64)).double() if sigma else x.double()
+        energy = (x.double() * _multiplied(self.q[0].to(x.device), self.q[1].to(x.device), shrunk)).sum(dims)
+        logdet = self.prior.logdet
+        if sigma:
+            matrix = self._sparse(self.r) + v * self._sparse(self.q)
+            # LAPACK's upper form: the row above the diagonal begins one place later
+            above = np.concatenate([[0.0], matrix.diagonal(1)])
+            factor = cholesky_banded(np.stack([above, matrix.diagonal()]))
+            logdet += self.noise.logdet + 2 * float(np.log(factor[-1]).sum())
+        return (-0.5 * (energy + logdet + n * math.log(2 * math.pi))).to(x)
+
+    def _sparse(self, bands: tuple[torch.Tensor, torch.Tensor]) -> Any:
+        """All copies, one behind the other."""
+        import scipy.sparse as sp
+
+        shape = self.prior.shape
+        diagonal, beside = bands[0].expand(shape), bands[1].expand(*shape[:-1], shape[-1] - 1)
+        # nothing couples the end of a copy to the start of the next
+        padded = torch.cat([beside, torch.zeros_like(diagonal[..., :1])], -1).reshape(-1)[:-1].numpy()
+        return sp.diags([padded, diagonal.reshape(-1).numpy(), padded], [-1, 0, 1], format="csc")
+
+    def _largest(self) -> float:
+        from scipy.linalg import eigh
+        from scipy.sparse.linalg import eigsh
+
+        q, r = self._sparse(self.q), self._sparse(self.r)
+        if self.prior.rank <= 3:
+            return float(1 / eigh(q.toarray(), r.toarray(), eigvals_only=True)[0])
+        start = np.random.Generator(np.random.Philox(0)).standard_normal(self.prior.rank)
+        lowest = eigsh(q, k=1, M=r, sigma=0, which="LM", v0=start, return_eigenvectors=False)[0]
+        return float(1 / lowest)
+
+
+def _bands(covariance: Covariance) -> tuple[torch.Tensor, torch.Tensor]:
+    """Diagonal and what is beside it of a tridiagonal precision; see `_chained`."""
+    if isinstance(covariance, OrnsteinUhlenbeck):
+        return covariance.bands
+    weight = 1 / covariance.variance().double().cpu()
+    return weight, torch.zeros_like(weight[..., 1:])
+
+
+def _chained(covariance: Covariance) -> bool:
+    """Whether the precision is tridiagonal along the last axis: a Markov process, or independent values."""
+    if isinstance(covariance, OrnsteinUhlenbeck):
+        return True
+    independent = isinstance(covariance, Eigen) and isinstance(covariance.basis, Standard)
+    return independent and covariance.rank == math.prod(covariance.shape)
+
+
+def _multiplied(diagonal: torch.Tensor, beside: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A symmetric tridiagonal matrix times x."""
+    zero = torch.zeros_like(x[..., :1])
+    before, after = torch.cat([zero, x[..., :-1]], -1), torch.cat([x[..., 1:], zero], -1)
+    edge = torch.zeros_like(diagonal[..., :1])
+    return diagonal * x + torch.cat([edge, beside], -1) * before + torch.cat([beside, edge], -1) * after
+
+
 def joint(prior: Covariance, noise: Covariance) -> Joint:
     """See ``prior`` and the reference noise in common coordinates.
 
-    Cheap when they share a basis or one of them is a multiple of the identity; a dense eigenproblem
-    (at most 8192 values) otherwise.
+    Cheap when they share a basis, one of them is a multiple of the identity, or both are Markov processes on
+    the same times or independent values; a dense eigenproblem (at most 8192 values) otherwise.
 
     Raises:
         InputError: if the prior has mass outside the range of the noise, or a dense problem is too large.
@@ -235,6 +328,9 @@ def joint(prior: Covariance, noise: Covariance) -> Joint:
             fix="prior and reference noise live on the same space",
         )
     level = _level(noise)
+    markov = isinstance(prior, OrnsteinUhlenbeck) or isinstance(noise, OrnsteinUhlenbeck)
+    if markov and _chained(prior) and _chained(noise):
+        return _Chain(prior, noise)
     if isinstance(prior, Precision):
         if level is None:
             raise InputError(

@@ -11,6 +11,7 @@ from sciddiff.covariance.base import Covariance
 from sciddiff.covariance.bases import Axes, Full, Standard
 from sciddiff.covariance.kinds import Eigen, Precision
 from sciddiff.covariance.makers import dense
+from sciddiff.covariance.markov import OrnsteinUhlenbeck
 from sciddiff.errors import InputError
 
 __all__ = ["multiple", "scaled"]
@@ -55,6 +56,8 @@ def scaled(covariance: Covariance, scale: torch.Tensor) -> Covariance:
 
         units = sp.diags(scale.reshape(-1).numpy())
         return Precision(covariance.shape, units @ covariance.matrix @ units)
+    if isinstance(covariance, OrnsteinUhlenbeck) and bool((scale == scale[..., :1]).all()):
+        return OrnsteinUhlenbeck(covariance.steps, covariance.level / scale[..., :1] ** 2, covariance.shape)
     if isinstance(covariance, Eigen):
         basis = covariance.basis
         mixed = (

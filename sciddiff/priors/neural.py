@@ -122,7 +122,7 @@ class OnGaussian(Preconditioning):
             raise InputError(
                 "gaussian",
                 expected="a Gaussian whose denoiser costs the same at every noise level",
-                got="one with a sparse precision, which is factored anew at each",
+                got="one with a sparse precision, which is solved anew at each",
                 fix="use covariance.spectral, graph, dense or diagonal",
             )
         # T is the frame times an orthonormal basis, or its own columns

@@ -27,6 +27,7 @@ from sciddiff.covariance import (
     Covariance,
     Eigen,
     Full,
+    OrnsteinUhlenbeck,
     Precision,
     Standard,
     Symmetric,
@@ -242,10 +243,13 @@ def _describe(covariance: Covariance, name: str, tensors: dict[str, Tensor], hal
         tensors[f"{name}.rows"] = torch.from_numpy(matrix.indices.astype(np.int64))
         tensors[f"{name}.columns"] = torch.from_numpy(matrix.indptr.astype(np.int64))
         return {"kind": "precision"}
+    if isinstance(covariance, OrnsteinUhlenbeck):
+        tensors[f"{name}.steps"], tensors[f"{name}.variance"] = covariance.steps, covariance.level
+        return {"kind": "ornstein-uhlenbeck"}
     if not isinstance(covariance, Eigen):
         raise InputError(
             "prior",
-            expected="a covariance made by white, diagonal, dense, spectral, graph or precision",
+            expected="a covariance made by white, diagonal, dense, spectral, graph, precision or ornstein_uhlenbeck",
             got=type(covariance).__name__,
             fix="make a dense one of it: covariance.dense(matrix, shape)",
         )
@@ -375,6 +379,12 @@ def _covariance(data: Any, name: str, tensors: Mapping[str, Tensor], space: Spac
         matrix = sp.csc_matrix(tuple(parts), shape=(space.size, space.size))
         matrix.check_format(full_check=True)
         return Precision(shape, matrix)
+    if kind == "ornstein-uhlenbeck":
+        steps, variance = (tensors[f"{name}.{part}"].double() for part in ("steps", "variance"))
+        sizes = tuple(steps.shape) == (shape[-1] - 1,) and tuple(variance.shape) == (*shape[:-1], 1)
+        if not sizes or not bool((steps > 0).all()) or not bool((variance > 0).all()):
+            raise ValueError("gaps or variances that are not positive, or not of the space")
+        return OrnsteinUhlenbeck(steps, variance, shape)
     if kind != "eigen":
         raise ValueError(f"covariance {kind!r}")
     return Eigen(_basis(data["basis"], name, tensors, shape), tensors[f"{name}.eigenvalues"].double())
