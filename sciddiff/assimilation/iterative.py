@@ -10,13 +10,13 @@ the spread of the ensemble are met where the state is, and not where it was firs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
 
-from sciddiff.assimilation.base import AssimilationMethod, Work
+from sciddiff.assimilation.base import Ensemble, Filter, Work
 from sciddiff.covariance import Eigen, Standard
 from sciddiff.errors import InputError
 from sciddiff.noise import Gaussian
@@ -31,7 +31,7 @@ __all__ = ["IEnKS"]
 
 @final
 @dataclass(frozen=True)
-class IEnKS(AssimilationMethod):
+class IEnKS(Filter):
     """Iterative ensemble Kalman smoother (Bocquet and Sakov 2014), as a filter: the last state of every window.
 
     Every observed time is assimilated once, by the state ``lag`` observed times before it, which by then knows the
@@ -39,11 +39,12 @@ class IEnKS(AssimilationMethod):
     root. The model has to be without error. For a linear model and operator the first iteration is the last, and mean and
     covariance are those of the Kalman filter with the ensemble's own moments.
 
-    Draws are the members, so that ``n`` is the size of the ensemble. The model runs ``iterations * lag + 1`` times over
+    Draws are members: they depend on one another, and on how many there are. The model runs ``iterations * lag + 1`` times over
     every interval. On Lorenz-63 with all values seen every 0.25 with variance 2, ``inflation=1.02``, ten members and
     ``rotate=True``, the published error of the analysis is 0.31 (Sakov et al. 2012).
 
     Args:
+        members: of the ensemble; None, or fewer than draws are asked for: as many as draws.
         lag: length of the window in observed times; 1 is the iterative ensemble Kalman filter (Sakov et al. 2012), 0
             the maximum likelihood ensemble filter (Zupanski 2005).
         iterations: most Gauss-Newton steps.
@@ -56,7 +57,7 @@ class IEnKS(AssimilationMethod):
 
     Example:
         >>> IEnKS(lag=2)
-        IEnKS(lag=2, iterations=10, tolerance=1e-05, inflation=1.0, rotate=False)
+        IEnKS(members=None, lag=2, iterations=10, tolerance=1e-05, inflation=1.0, rotate=False)
     """
 
     law: ClassVar[str] = "filtering"
@@ -65,6 +66,7 @@ class IEnKS(AssimilationMethod):
         "Pavel}, journal={Quarterly Journal of the Royal Meteorological Society}, volume={140}, number={682}, "
         "pages={1521--1535}, year={2014}}"
     )
+    members: int | None = None
     lag: int = 1
     iterations: int = 10
     tolerance: float = 1e-5
@@ -73,6 +75,8 @@ class IEnKS(AssimilationMethod):
 
     def __post_init__(self) -> None:
         check_count("iterations", self.iterations)
+        if self.members is not None and check_count("members", self.members) < 2:
+            raise InputError("members", expected="at least 2", got=self.members, fix="one has no spread")
         if isinstance(self.lag, bool) or not isinstance(self.lag, int) or self.lag < 0:
             raise InputError("lag", expected="an int of at least 0", got=repr(self.lag), fix="1 is a filter")
         for name, least in (("tolerance", 0.0), ("inflation", 1.0)):
@@ -87,44 +91,45 @@ class IEnKS(AssimilationMethod):
             return "it takes the model to be without error, and this one has noise"
         return assimilation.posterior.offers()["gaussian"]
 
-    def draw(self, work: Work) -> torch.Tensor:
-        """The members at every time, given the data so far."""
-        if work.n < 2:
-            raise InputError("n", expected="at least 2 members", got=work.n, fix="draw for example n=20")
+    def analyses(self, work: Work) -> Iterator[tuple[Ensemble, Ensemble]]:
+        """Forecast and analysis of every time in turn; alike where nothing is observed."""
         streams = work.streams("rotation")
         observed = [k for k in range(work.times) if work.observed(k)]
-        at, start = 0, work.initial(work.n)
-        now, out, iterations = start, [start], 0
-        for i, k in enumerate(observed):
-            while len(out) < k:
-                now = work.step(now)
-                out.append(now)
-            begin = observed[i - self.lag] if i >= self.lag else 0
+        start = now = work.initial(max(work.n, self.members or 2))
+        at, done, iterations = 0, 0, 0
+        for time in range(work.times):
+            if not work.observed(time):
+                now = now if time == 0 else work.check(work.step(now), time)
+                yield Ensemble(now), Ensemble(now)
+                continue
+            begin = observed[done - self.lag] if done >= self.lag else 0
             while at < begin:
                 start, at = work.step(start), at + 1
-            start, now, taken = self.update(work, start, k - begin, k)
-            iterations += taken
+            start, first, now, taken = self.update(work, start, time - begin, time)
             start = _spread(start, self.inflation, streams if self.rotate else None)
-            out[k:] = [work.check(now, k)]
-        while len(out) < work.times:
-            now = work.step(now)
-            out.append(now)
-        work.notes["iterations"] = iterations / max(len(observed), 1)
-        return torch.stack(out).permute(2, 1, 0, *range(3, out[0].ndim + 1))
+            done, iterations = done + 1, iterations + taken
+            work.notes["iterations"] = iterations / done
+            yield Ensemble(first), Ensemble(work.check(now, time))
+
+    def draw(self, work: Work) -> torch.Tensor:
+        """The members at every time, given the data so far."""
+        every = torch.stack([ensemble.x[:, : work.n] for _, ensemble in self.analyses(work)], 2)
+        return every.transpose(0, 1)
 
     def update(
         self, work: Work, ensemble: torch.Tensor, steps: int, time: int
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """The ensembles at the start of the window and at ``time``, given its data, and the iterations taken."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        """The smoothed ensemble at the start of the window, forecast and analysis at ``time``, and the iterations."""
         cases, members = ensemble.shape[:2]
         data = [_Data(o, work, time) for o in work.posterior.observations]
         mean, off = _centred(ensemble.flatten(2))
         eye = torch.eye(members, dtype=torch.float64, device=ensemble.device).expand(cases, -1, -1)
-        w, transform, inverse = torch.zeros_like(eye[:, :1]), eye, eye
-        for taken in range(1, self.iterations + 1):  # noqa: B007
+        w, transform, inverse, forecast = torch.zeros_like(eye[:, :1]), eye, eye, ensemble
+        for taken in range(1, self.iterations + 1):
             here = (mean + (w + transform).to(off) @ off).reshape(ensemble.shape)
             for _ in range(steps):
                 here = work.step(here)
+            forecast = here if taken == 1 else forecast
             seen = [d.compare(here) for d in data]
             work.operator_calls += cases * members * len(seen)
             y = inverse @ torch.cat([anomalies for _, anomalies in seen], 2)
@@ -141,7 +146,7 @@ class IEnKS(AssimilationMethod):
         anomalies = torch.linalg.solve(before, eye).to(off) @ _centred(here.flatten(2))[1]
         final = here.flatten(2) + (step + transform - before).to(off) @ anomalies
         smoothed = mean + (w + transform).to(off) @ off
-        return smoothed.reshape(ensemble.shape), final.reshape(ensemble.shape), taken
+        return smoothed.reshape(ensemble.shape), forecast, final.reshape(ensemble.shape), taken
 
 
 class _Data:
