@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
-from sciddiff.assimilation.base import AssimilationMethod, Work
+from sciddiff.assimilation.base import AssimilationMethod, Filter, Work
 from sciddiff.covariance import Covariance
 from sciddiff.draws import report
 from sciddiff.errors import InputError, MethodError
@@ -89,7 +89,7 @@ class StateSpaceModel:
                 got=difference,
                 fix="build the prior on the model's space",
             )
-        self.space, self.initial, self.step = space, initial, step
+        self.space, self.initial, self.step = space, initial.relabel(space), step
         self.trajectories = trajectory_space(space, times)
         self.length = self.trajectories.sizes["time"]
         labels = self.trajectories.coords.get("time")
@@ -360,15 +360,59 @@ class Assimilation:
         with torch.inference_mode(False), torch.no_grad():
             x = method.draw(work)
         seconds = time.perf_counter() - started
-        if self.batch is None:
-            out = self.model.dataset(x[:, 0], ["sample"])
-        else:
-            name, labels = self.batch
-            out = self.model.dataset(x, ["sample", name], None if labels is None else {name: labels})
+        out = self._labelled(x, "sample")
         diagnosis = "; ".join(work.warnings) or "ok"
         out.attrs.update({**work.attrs(), "seconds": seconds, "diagnosis": diagnosis})
         report(diagnosis)
         return out
+
+    def moments(self, n: int, method: Filter, *, seed: int) -> xr.Dataset:
+        """Mean and standard deviation of a filter at every time, without keeping its members: for long runs.
+
+        Args:
+            n: number of members; particle filters have their own number, and take this for nothing.
+            method: a filter.
+            seed: as of `sample`, whose members these are the moments of.
+
+        Returns:
+            `xarray.Dataset` with a dim "moment" in front: "mean" and "sd" given the data up to and including a time,
+            "forecast mean" and "forecast sd" given the data before it. Attrs as of `sample`.
+
+        Raises:
+            InputError, MethodError, DivergenceError: as `sample`.
+
+        Example:
+            >>> import sciddiff as sd
+            >>> space = sd.Space({"site": 2})
+            >>> model = StateSpaceModel(
+            ...     lambda x: 0.9 * x, sd.GaussianPrior(space, sd.covariance.white((2,))), space=space,
+            ...     noise=sd.noise.Gaussian(0.1), times=50,
+            ... )
+            >>> truth = model.simulate(1, seed=0).isel(sample=0)
+            >>> seen = model.given(truth, sd.operators.Identity(space), sd.noise.Gaussian(0.2))
+            >>> from sciddiff.assimilation import ETKF
+            >>> seen.moments(20, ETKF(), seed=0)["x"].dims
+            ('moment', 'time', 'site')
+        """
+        check_count("n", n)
+        if not isinstance(method, Filter):
+            raise InputError("method", expected="a filter", got=repr(method), fix="for example ETKF()")
+        work, started, rows = self.work(n, method, seed), time.perf_counter(), []
+        with torch.inference_mode(False), torch.no_grad():
+            for before, after in method.analyses(work):
+                parts = (after.mean(), after.variance().sqrt(), before.mean(), before.variance().sqrt())
+                rows.append(torch.stack(parts))
+        labels = ["mean", "sd", "forecast mean", "forecast sd"]
+        out = self._labelled(torch.stack(rows, 2), "moment").assign_coords(moment=labels)
+        out.attrs.update({**work.attrs(), "seconds": time.perf_counter() - started})
+        return out
+
+    def _labelled(self, x: torch.Tensor, dim: str) -> xr.Dataset:
+        """``(rows, cases, times, *shape)`` with its labels."""
+        if self.batch is None:
+            return self.model.dataset(x[:, 0], [dim])
+        name, labels = self.batch
+        return self.model.dataset(x, [dim, name], None if labels is None else {name: labels})
 
     def work(self, n: int, method: AssimilationMethod, seed: int) -> Work:
         """Check a method against the model and the data, and open a run of it."""

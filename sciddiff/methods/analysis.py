@@ -490,14 +490,15 @@ def _gain(forecast: Forecast, residual: torch.Tensor) -> torch.Tensor:
     root = math.sqrt(forecast.times)
     y = forecast.seen.white(forecast.g_off) / (forecast.scale * root)
     r = forecast.seen.white(residual) / root
+    x = forecast.x_off / forecast.scale
     members, m = y.shape[-2:]
     system = (y.mT @ y if m < members else y @ y.mT) + torch.eye(min(members, m)).to(y)
     if m < members:
-        weights = (y @ torch.linalg.solve(system, r.mT)).mT
-    else:
-        weights = torch.linalg.solve(system, y @ r.mT).mT
-    x = forecast.x_off / forecast.scale
-    update: torch.Tensor = weights.to(x) @ x
+        # in this order nothing is as large as (J, J)
+        update: torch.Tensor = torch.linalg.solve(system, r.mT).mT @ (y.mT @ x.double())
+        return update.to(x)
+    weights = torch.linalg.solve(system, y @ r.mT).mT
+    update = weights.to(x) @ x
     return update
 
 
