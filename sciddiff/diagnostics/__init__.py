@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sciddiff.diagnostics.calibration import c2st, coverage_test, log_likelihood, sbc, tarp
 from sciddiff.diagnostics.distances import floor, gaussian_w2, sliced_w1
+from sciddiff.diagnostics.forecasts import analysis_scores, verify
+from sciddiff.diagnostics.quantiles import pit, weighted_quantile_loss
 from sciddiff.diagnostics.scores import (
     chi_square,
     coverage,
@@ -18,8 +20,10 @@ from sciddiff.diagnostics.scores import (
     spread_skill,
     summary,
 )
+from sciddiff.diagnostics.variogram import variogram_score
 
 __all__ = [
+    "analysis_scores",
     "c2st",
     "chi_square",
     "coverage",
@@ -30,6 +34,7 @@ __all__ = [
     "floor",
     "gaussian_w2",
     "log_likelihood",
+    "pit",
     "pooled_ranks",
     "rank_histogram",
     "relative_error",
@@ -40,4 +45,7 @@ __all__ = [
     "spread_skill",
     "summary",
     "tarp",
+    "variogram_score",
+    "verify",
+    "weighted_quantile_loss",
 ]

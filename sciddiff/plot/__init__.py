@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from sciddiff.plot.calibration import coverage, rank_histogram
 from sciddiff.plot.ecdf import rank_ecdf
+from sciddiff.plot.forecasts import spread_skill
 from sciddiff.plot.panels import fields
 from sciddiff.plot.series import fan
 from sciddiff.plot.training import loss
 
-__all__ = ["coverage", "fan", "fields", "loss", "rank_ecdf", "rank_histogram"]
+__all__ = ["coverage", "fan", "fields", "loss", "rank_ecdf", "rank_histogram", "spread_skill"]
