@@ -6,6 +6,7 @@ from sciddiff.assimilation.forecasts import forecast, impute
 from sciddiff.assimilation.iterative import IEnKS
 from sciddiff.assimilation.models import Assimilation, StateSpaceModel
 from sciddiff.assimilation.particles import FFBS, BootstrapFilter
+from sciddiff.assimilation.series import quantile_frame
 
 __all__ = [
     "ETKF",
@@ -20,4 +21,5 @@ __all__ = [
     "fixed_lag_smoother",
     "forecast",
     "impute",
+    "quantile_frame",
 ]

@@ -144,6 +144,7 @@ def forecast(
     series = read_series(
         history, prior.space, "history", without=_check_drivers(covariates, prior), errors=obs_std
     )
+    _warn_of_steps(times, "history", axis)
     series = series.since(axis.times(plan[0].start, now)[0])
     known = _known(series, prior, axis, plan, noise, covariates, last)
     path = _Path(prior, axis, plan, known)
@@ -220,6 +221,7 @@ def impute(
     seen = read_series(
         series, prior.space, "series", without=_check_drivers(covariates, prior), errors=obs_std
     )
+    _warn_of_steps(times, "series", axis)
     plan = [_Window(0, 0, length)]
     if isinstance(axis, Steps):
         where = np.zeros(last + 1, dtype=bool)
@@ -422,7 +424,7 @@ def _along(
             starts = [start]
             break
         if len(found) == 0:
-            lost = axis.times(max(known, 0), start + length - 1)
+            lost = axis.times(max(known + 1, 0), start + length - 1)
             raise InputError(
                 "series",
                 expected=f"gaps that fit into the prior's window of {length} steps with a value behind them",
@@ -636,20 +638,23 @@ def _known(
             got="NaN only",
             fix="pass a longer or fuller series",
         )
-    _warn_of_steps(numbers, series.argument, axis)
     reach = plan[0].start, max(w.start for w in plan) + prior.space.sizes["time"] - 1
     drivers = _drivers(covariates, prior, axis, int(numbers[0]), last, reach)
     return _Known(series, numbers, noise, drivers)
 
 
-def _warn_of_steps(numbers: np.ndarray, argument: str, axis: Steps | Labels) -> None:
-    between = np.diff(numbers)
+def _warn_of_steps(times: np.ndarray, argument: str, axis: Steps | Labels) -> None:
+    """Warn of series that come at every second step of the prior or less often."""
+    try:
+        between = np.diff(axis.count(times, argument))
+    except InputError:
+        return  # what lies before the window need not fit
     if isinstance(axis, Steps) and len(between) > 2 and (common := int(np.gcd.reduce(between))) > 1:
         warnings.warn(
-            f"`{argument}` has a value at every {common}th step of the prior ({axis}) at most. If its steps are not the "
-            "prior's, use a prior on its own; if they are, give the times between as NaN.",
+            f"`{argument}` has values at every {common}th step of the prior ({axis}) at most. If its own steps are longer "
+            "than the prior's, use a prior with those; if they are gaps, give the times between as NaN.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

@@ -139,7 +139,7 @@ def read_times(data: Any, argument: str) -> np.ndarray:
             got=f"dates in {index.tz}",
             fix='use tz_convert("UTC").tz_localize(None)',
         )
-    times = np.asarray(index.values)
+    times = np.asarray(index.to_numpy())
     if times.ndim != 1 or times.dtype.kind not in "iufM":
         raise InputError(
             argument,

@@ -48,11 +48,7 @@ def find_step(times: np.ndarray) -> Any:
             return pd.DateOffset(months=int(months[0]))
     if (gaps == gaps[0]).all():
         return gaps[0]
-    return (
-        pd.tseries.frequencies.to_offset(found)
-        if len(dates) > 2 and (found := pd.infer_freq(dates))
-        else None
-    )
+    return pd.DatetimeIndex(dates, freq="infer").freq if len(dates) > 2 else None
 
 
 @final
@@ -137,7 +133,10 @@ class Steps:
         if isinstance(self.step, np.timedelta64):
             return str(pd.Timedelta(self.step)).removesuffix(" 00:00:00")
         if type(self.step) is pd.DateOffset:
-            return f"{self.step.kwds['months']} months"
+            return _plural(self.step.kwds["months"], "month")
+        if isinstance(self.step, (pd.offsets.MonthBegin, pd.offsets.MonthEnd)):
+            first = isinstance(self.step, pd.offsets.MonthBegin)
+            return f"{_plural(self.step.n, 'month')} on its {'first' if first else 'last'} day"
         return str(self.step.freqstr)
 
 
@@ -173,6 +172,10 @@ class Labels:
                 fix="use a prior that can be laid on other times, such as a GaussianProcess",
             )
         return np.asarray(numbers)
+
+
+def _plural(n: int, what: str) -> str:
+    return f"1 {what}" if n == 1 else f"{n} {what}s"
 
 
 def _apart(times: np.ndarray) -> str:

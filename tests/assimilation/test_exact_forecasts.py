@@ -1,0 +1,227 @@
+"""Forecasts and filled gaps under exact priors are the closed-form Gaussian conditionals, cross-covariances and all."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.linalg
+import torch
+import xarray as xr
+from scipy.stats import norm
+
+import sciddiff as sd
+from sciddiff.priors import GaussianProcess
+from sciddiff.priors.base import Normalisation
+from sciddiff.priors.covariates import Covariates
+
+N = 1500
+PHI = np.array([1.2, -0.5])
+
+
+def autocovariance(lags, phi=PHI):
+    """Of a stationary AR(2) with innovations of sd 1."""
+    companion = np.array([phi, [1.0, 0.0]])
+    first = scipy.linalg.solve_discrete_lyapunov(companion, np.diag([1.0, 0.0]))[0]
+    out = list(first)
+    while len(out) < lags:
+        out.append(phi @ out[:-3:-1])
+    return np.array(out[:lags])
+
+
+def matern(h):
+    return 1.7 * (1 + h / 6) * np.exp(-h / 6)
+
+
+def kernel_matrix(dates):
+    days = (dates - dates[0]) / pd.Timedelta("1D")
+    return matern(np.abs(np.subtract.outer(days, days)))
+
+
+def conditional(prior_mean, k, known, y, variances):
+    """Mean and covariance of all values, given noisy ones at ``known``."""
+    gain = k[:, known] @ np.linalg.inv(k[np.ix_(known, known)] + np.diag(variances))
+    return prior_mean + gain @ (y - prior_mean[known]), k - gain @ k[known]
+
+
+def assert_law(draws, mean, covariance):
+    """Means, variances and covariances of draws ``(n, values)`` agree with a Gaussian's, by their z-scores."""
+    n, count = draws.shape
+    limit = norm.isf(1e-5 / count**2)
+    z = (draws.mean(0) - mean) / np.sqrt(np.diag(covariance) / n)
+    assert np.abs(z).max() < limit
+    sample = np.cov(draws.T)
+    spread = np.sqrt((np.outer(np.diag(covariance), np.diag(covariance)) + covariance**2) / n)
+    assert (np.abs(sample - covariance) / spread).max() < limit
+
+
+@pytest.fixture
+def markov():
+    """An AR(2) in windows of 9 months."""
+    space = sd.Space({"time": pd.date_range("2000-01", periods=9, freq="MS").values}, {"t": "degC"})
+    matrix = scipy.linalg.toeplitz(autocovariance(9))
+    return sd.GaussianPrior(space, sd.covariance.dense(matrix), mean=np.full(9, 20.0))
+
+
+@pytest.fixture
+def series():
+    """Thirty months of that AR(2), with gaps."""
+    dates = pd.date_range("2010-03", periods=30, freq="MS")
+    root = np.linalg.cholesky(scipy.linalg.toeplitz(autocovariance(30)))
+    values = pd.Series(20 + root @ np.random.default_rng(3).standard_normal(30), dates, name="t")
+    return values.where(~np.isin(np.arange(30), [4, 5, 11, 12, 13, 14, 22, 27]))
+
+
+@pytest.mark.parametrize("horizon", [4, 9, 26])
+def test_a_forecast_beyond_the_window_is_exact_for_a_markov_prior(markov, series, horizon):
+    seen = series.iloc[-8:]  # the window holds more than its last two, which are all that counts
+    ahead = sd.forecast(markov, seen, horizon=horizon, obs_std=1e-4, samples=N, seed=0)["t"]
+    total = 8 + horizon
+    known = np.flatnonzero(seen.notna())
+    k = scipy.linalg.toeplitz(autocovariance(total))
+    y = seen.dropna().to_numpy()
+    mean, covariance = conditional(np.full(total, 20.0), k, known, y, np.full(len(known), 1e-8))
+    assert_law(ahead.values, mean[8:], covariance[8:, 8:])
+
+
+def test_a_gap_in_a_long_series_is_drawn_given_both_its_sides(markov, series):
+    filled = sd.impute(markov, series, obs_std=0.02, context=4, samples=N, seed=0)
+    known = np.flatnonzero(series.notna())
+    k = scipy.linalg.toeplitz(autocovariance(30))
+    mean, covariance = conditional(
+        np.full(30, 20.0), k, known, series.dropna().to_numpy(), np.full(len(known), 0.02**2)
+    )
+    assert filled.attrs["windows"] > 4
+    assert_law(filled["t"].values, mean, covariance)
+
+
+def test_irregular_times_errors_of_each_value_and_correlated_variables_are_exact():
+    rng = np.random.default_rng(1)
+    dates = pd.Timestamp("2001-01-01") + pd.to_timedelta(np.sort(rng.uniform(0, 60, 25)), unit="D")
+    between = np.array([[1.0, -0.6], [-0.6, 2.0]])
+    process = GaussianProcess(matern, {"t": "degC", "q": "g/kg"}, mean=[15.0, 8.0], between=between)
+    root = np.linalg.cholesky(np.kron(between, kernel_matrix(dates)))
+    states = (root @ rng.standard_normal(50)).reshape(2, 25).T
+    frame = pd.DataFrame(states + np.array([15.0, 8.0]), dates, ["t", "q"])
+    frame = frame.where(rng.random((25, 2)) > 0.3)
+    frame.iloc[7] = np.nan
+    errors = pd.DataFrame(rng.uniform(0.05, 0.5, (25, 2)), dates, ["t", "q"]).where(frame.notna())
+    future = dates[-1] + pd.to_timedelta([0.3, 1.7, 2.0, 9.5], unit="D")
+    ahead = sd.forecast(process, frame, horizon=future, obs_std=errors, samples=N, seed=0)
+    every = dates.append(future)
+    k = np.kron(between, kernel_matrix(every))
+    centre = np.repeat([15.0, 8.0], 29)
+    y = np.full((2, 29), np.nan)
+    y[:, :25] = frame.T
+    sds = np.full((2, 29), np.nan)
+    sds[:, :25] = errors.T
+    known = np.flatnonzero(~np.isnan(y.ravel()))
+    mean, covariance = conditional(centre, k, known, y.ravel()[known], sds.ravel()[known] ** 2)
+    last = np.r_[25:29, 54:58]
+    draws = np.concatenate([ahead["t"].values, ahead["q"].values], 1)
+    assert_law(draws, mean[last], covariance[np.ix_(last, last)])
+    assert (ahead["lead"].values == (future - dates[-1]).values).all()
+    filled = sd.impute(process, frame, obs_std=errors, samples=N, seed=1)
+    past = np.r_[:25, 29:54]
+    draws = np.concatenate([filled["t"].values, filled["q"].values], 1)
+    assert_law(draws, mean[past], covariance[np.ix_(past, past)])
+
+
+def joint(length):
+    """A load that follows a driver: both AR(2), correlated .8."""
+    return np.kron(np.array([[1.0, 0.8], [0.8, 1.0]]), scipy.linalg.toeplitz(autocovariance(length)))
+
+
+@pytest.mark.parametrize("horizon", [3, 14])
+def test_a_variable_that_is_known_ahead_drives_the_others_exactly(horizon):
+    space = sd.Space({"time": np.arange(9)}, {"load": "MW", "wind": "m/s"})
+    prior = sd.GaussianPrior(space, sd.covariance.dense(joint(9), (2, 9)))
+    total = 8 + horizon
+    rng = np.random.default_rng(2)
+    both = (np.linalg.cholesky(joint(total)) @ rng.standard_normal(2 * total)).reshape(2, total)
+    load = pd.Series(both[0, :8], np.arange(40, 48))
+    wind = pd.Series(both[1], np.arange(40, 40 + total), name="wind")
+    ahead = sd.forecast(prior, load, covariates=wind, horizon=horizon, obs_std=1e-4, samples=N, seed=0)
+    assert list(ahead.data_vars) == ["load"]
+    known = np.r_[:8, total : 2 * total]
+    mean, covariance = conditional(
+        np.zeros(2 * total),
+        joint(total),
+        known,
+        both.ravel()[known],
+        np.r_[np.full(8, 1e-8), np.zeros(total)],
+    )
+    assert_law(ahead["load"].values, mean[8:total], covariance[8:total, 8:total])
+
+
+class Told(sd.GaussianPrior):
+    """A prior whose mean is three times a driver, once it has been told."""
+
+    covariates = Covariates({"wind": "m/s"}, Normalisation(torch.tensor(0.0), torch.tensor(1.0)))
+
+    def driven(self, u):
+        other = self.relabel(self.space, self.normalisation.mean + 3 * u[0])
+        other.covariates = None
+        return other
+
+
+@pytest.mark.parametrize("horizon", [3, 14])
+def test_a_prior_that_is_told_its_drivers_gets_those_of_each_window(horizon):
+    space = sd.Space({"time": np.arange(9)}, {"load": "MW"})
+    prior = Told(space, sd.covariance.dense(scipy.linalg.toeplitz(autocovariance(9))))
+    total = 9 + horizon
+    wind = xr.DataArray(
+        np.sin(np.arange(total)), {"time": np.arange(total)}, name="wind", attrs={"units": "m/s"}
+    )
+    load = pd.Series(3 * np.sin(np.arange(9)) + 0.5, np.arange(9))
+    ahead = sd.forecast(prior, load, covariates=wind, horizon=horizon, obs_std=1e-4, samples=N, seed=0)
+    mean, covariance = conditional(
+        3 * wind.values,
+        scipy.linalg.toeplitz(autocovariance(total)),
+        np.arange(9),
+        load.to_numpy(),
+        np.full(9, 1e-8),
+    )
+    assert_law(ahead["load"].values, mean[9:], covariance[9:, 9:])
+    with pytest.raises(sd.errors.InputError, match=r"drivers of the prior.*'wind'"):
+        sd.forecast(prior, load, horizon=horizon, samples=2, seed=0)
+    with pytest.raises(sd.errors.InputError, match=f"none at {total - 2}"):
+        holed = wind.drop_isel(time=total - 2)
+        sd.forecast(prior, load, covariates=holed, horizon=horizon, samples=2, seed=0)
+
+
+@pytest.mark.parametrize("horizon", [4, 26])
+def test_the_first_draws_do_not_depend_on_how_many_follow(markov, series, horizon):
+    few = sd.forecast(markov, series, horizon=horizon, samples=3, seed=5)["t"]
+    many = sd.forecast(markov, series, horizon=horizon, samples=40, seed=5)["t"]
+    np.testing.assert_allclose(many[:3], few, rtol=0, atol=1e-9)
+    filled = [sd.impute(markov, series, samples=n, seed=5)["t"] for n in (3, 40)]
+    np.testing.assert_allclose(filled[1][:3], filled[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("horizon", [4, 26])
+def test_kelvin_and_degrees_give_the_same_draws(markov, series, horizon):
+    space = sd.Space({"time": markov.space.coords["time"]}, {"t": "K"})
+    kelvin = markov.relabel(space, markov.normalisation.mean + 273.15)
+    a = sd.forecast(markov, series, horizon=horizon, samples=20, seed=0)["t"]
+    b = sd.forecast(kelvin, series + 273.15, horizon=horizon, samples=20, seed=0)["t"]
+    np.testing.assert_allclose(b - 273.15, a, rtol=0, atol=1e-6)
+    assert (a.attrs["units"], b.attrs["units"]) == ("degC", "K")
+
+
+def test_windows_on_a_field_forecast_each_site_with_its_neighbours():
+    """Two sites, further dims behind time, coords kept."""
+    between = np.array([[1.0, 0.7], [0.7, 1.0]])
+    k = np.kron(scipy.linalg.toeplitz(autocovariance(9)), between)
+    space = sd.Space({"time": np.arange(9) * 0.5, "site": ["a", "b"]}, {"u": "m"})
+    prior = sd.GaussianPrior(space, sd.covariance.dense(k, (9, 2)))
+    past = xr.DataArray(
+        np.random.default_rng(0).standard_normal((8, 2)),
+        {"time": 3 + np.arange(8) * 0.5, "site": ["a", "b"]},
+        ("time", "site"),
+    )
+    past[-1, 1] = np.nan
+    ahead = sd.forecast(prior, past, horizon=11, obs_std=1e-4, samples=N, seed=0)["u"]
+    assert ahead.dims == ("sample", "time", "site") and ahead["time"].values[0] == 7.0
+    known = np.arange(15)
+    whole = np.kron(scipy.linalg.toeplitz(autocovariance(19)), between)
+    mean, covariance = conditional(np.zeros(38), whole, known, past.values.ravel()[:15], np.full(15, 1e-8))
+    assert_law(ahead.values.reshape(N, -1), mean[16:], covariance[16:, 16:])
