@@ -74,7 +74,8 @@ class OrnsteinUhlenbeck(Covariance):
     """See `ornstein_uhlenbeck`.
 
     Args:
-        steps: gaps between the times in units of the length, ``(n - 1,)``, float64.
+        steps: gaps between the times in units of the length, ``(n - 1,)``, float64; or ``(rows, ..., n - 1)`` where each
+            row of a batch has times of its own.
         variance: of each copy, ``(..., 1)``, float64.
         shape: of a state, ``(..., n)``.
     """
@@ -83,10 +84,10 @@ class OrnsteinUhlenbeck(Covariance):
         self.steps, self.level = steps, variance
         self.shape = self.white_shape = tuple(shape)
         self.rank = math.prod(self.shape)
-        start = torch.zeros(1, dtype=torch.float64)
-        self.factor = torch.cat([start, torch.exp(-steps)])
+        start = torch.zeros_like(steps[..., :1]) if steps.shape[-1] else steps.new_zeros(1)
+        self.factor = torch.cat([start, torch.exp(-steps)], -1)
         # 1 - a^2 without the loss of digits of small gaps
-        fresh = variance * torch.cat([start + 1, -torch.expm1(-2 * steps)])
+        fresh = variance * torch.cat([start + 1, -torch.expm1(-2 * steps)], -1)
         self.scale, self.logdet = fresh.sqrt(), float(fresh.log().sum())
 
     def sqrt(self, z: torch.Tensor) -> torch.Tensor:
@@ -96,14 +97,14 @@ class OrnsteinUhlenbeck(Covariance):
     def sqrt_adjoint(self, x: torch.Tensor) -> torch.Tensor:
         """``F^T x``, the recursion backwards in time."""
         # from the end of time backwards, x_i takes in what lies one gap behind it
-        factor = torch.cat([self.factor[:1], self.factor[1:].flip(0)])
+        factor = torch.cat([self.factor[..., :1], self.factor[..., 1:].flip(-1)], -1)
         return self.scale.to(x) * recursion(factor.to(x), x.flip(-1)).flip(-1)
 
     def solve(self, x: torch.Tensor) -> torch.Tensor:
         """``Q x`` with the tridiagonal precision ``Q = F^-T F^-1``."""
         a = self.factor.to(x)
-        news = torch.cat([x[..., :1], x[..., 1:] - a[1:] * x[..., :-1]], -1) / self.scale.to(x) ** 2
-        return news - torch.cat([a[1:] * news[..., 1:], torch.zeros_like(news[..., :1])], -1)
+        news = torch.cat([x[..., :1], x[..., 1:] - a[..., 1:] * x[..., :-1]], -1) / self.scale.to(x) ** 2
+        return news - torch.cat([a[..., 1:] * news[..., 1:], torch.zeros_like(news[..., :1])], -1)
 
     def variance(self) -> torch.Tensor:
         """The same at all times."""
@@ -113,8 +114,10 @@ class OrnsteinUhlenbeck(Covariance):
     def bands(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The precision ``Q``: its diagonal ``(..., n)`` and what is beside it ``(..., n - 1)``; float64."""
         weight = self.scale**-2
-        beyond = torch.cat([self.factor[1:] ** 2 * weight[..., 1:], torch.zeros_like(weight[..., :1])], -1)
-        return weight + beyond, -self.factor[1:] * weight[..., 1:]
+        beyond = torch.cat(
+            [self.factor[..., 1:] ** 2 * weight[..., 1:], torch.zeros_like(weight[..., :1])], -1
+        )
+        return weight + beyond, -self.factor[..., 1:] * weight[..., 1:]
 
 
 def gaps(times: Any, argument: str = "times") -> np.ndarray:

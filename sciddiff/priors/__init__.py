@@ -9,6 +9,7 @@ from sciddiff.priors.joint import JointPrior, joint
 from sciddiff.priors.latent import LatentPrior
 from sciddiff.priors.mixture import GaussianMixturePrior
 from sciddiff.priors.neural import NetworkPrior, NeuralPrior
+from sciddiff.priors.process import ProcessPrior
 from sciddiff.priors.storage import load_prior
 from sciddiff.priors.windows import WindowPrior
 
@@ -24,6 +25,7 @@ __all__ = [
     "NeuralPrior",
     "Normalisation",
     "Prior",
+    "ProcessPrior",
     "ProductPrior",
     "SlicesPrior",
     "WindowPrior",

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sciddiff.covariance import Covariance, white
+from sciddiff.covariance import Covariance, Joint, joint, white
 from sciddiff.errors import InputError
 from sciddiff.networks import Backbone
 from sciddiff.priors.base import Normalisation, Prior, level, sigma_range
@@ -167,6 +167,8 @@ class NeuralPrior(Prior):
             where that is larger.
         sigma_min: lowest noise level of samplers.
         sigma_max: highest noise level; default ``20 sqrt(largest)``.
+        law: covariance in normalised units of a Gaussian that was fitted beside the skip path of EDM, for methods that ask
+            for `gaussian_covariance`; not with ``gaussian``.
         season: mean of each calendar month ``(12, ...)``, for priors over anomalies.
         covariates: the drivers whose channels the network sees behind the others. Such a prior has no denoiser before
             it is told what they are, see `driven`.
@@ -196,6 +198,7 @@ class NeuralPrior(Prior):
         largest: float | None = None,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
+        law: Covariance | None = None,
         season: Tensor | None = None,
         covariates: Covariates | None = None,
         history: Mapping[str, Sequence[Any]] | None = None,
@@ -214,7 +217,15 @@ class NeuralPrior(Prior):
         self.preconditioning: Preconditioning = (
             Plain(space, self.reference) if gaussian is None else OnGaussian(space, gaussian)
         )
-        candidates = [v for v in (largest, gaussian and gaussian.joint.largest) if v is not None]
+        if law is not None and gaussian is not None:
+            raise InputError(
+                "law", expected="none beside a Gaussian, which is the law", got="one", fix="leave it out"
+            )
+        self.fitted: Joint | None = None if law is None else joint(law, self.reference)
+        if gaussian is not None:
+            self.fitted = gaussian.joint
+        candidates = [] if largest is None else [largest]
+        candidates += [] if self.fitted is None else [self.fitted.largest]
         if not candidates or not all(v > 0 and math.isfinite(v) for v in candidates):
             raise InputError(
                 "largest",
@@ -273,7 +284,7 @@ class NeuralPrior(Prior):
 
     def gaussian_covariance(self, sigma: float) -> Covariance | None:
         """``Cov[z0 | z]`` under the fitted Gaussian; None without one."""
-        return None if self.gaussian is None else self.gaussian.covariance(sigma)
+        return None if self.fitted is None else self.fitted.covariance(sigma)
 
     def relabel(self, space: Space, mean: Tensor | None = None) -> Self:
         """See `Prior.relabel`."""

@@ -39,6 +39,7 @@ from sciddiff.priors.covariates import Covariates, Told
 from sciddiff.priors.files import pack, read_document, read_tensors, seal, write
 from sciddiff.priors.gaussian import GaussianPrior
 from sciddiff.priors.neural import NeuralPrior, evaluating
+from sciddiff.priors.process import ProcessPrior
 from sciddiff.priors.spread import Spread
 from sciddiff.random import Streams
 from sciddiff.spaces import Space
@@ -63,10 +64,10 @@ def save_prior(prior: Prior, path: str | PathLike[str], *, half: bool = False) -
     """
     from importlib.metadata import version
 
-    if not isinstance(prior, (NeuralPrior, GaussianPrior)):
+    if not isinstance(prior, (NeuralPrior, GaussianPrior, ProcessPrior)):
         raise InputError(
             "prior",
-            expected="a NeuralPrior or a GaussianPrior",
+            expected="a NeuralPrior, a GaussianPrior or a ProcessPrior",
             got=type(prior).__name__,
             fix="keep the code that makes it; of a network trained elsewhere, keep its own file",
         )
@@ -80,6 +81,8 @@ def save_prior(prior: Prior, path: str | PathLike[str], *, half: bool = False) -
     tensors: dict[str, Tensor] = {}
     if isinstance(prior, GaussianPrior):
         document = {"kind": "gaussian", **_gaussian(prior, tensors, half)}
+    elif isinstance(prior, ProcessPrior):
+        document = {"kind": "process", **_process(prior, tensors, half)}
     else:
         document = {"kind": "neural", **_neural(prior, tensors, half)}
     document |= {
@@ -87,7 +90,7 @@ def save_prior(prior: Prior, path: str | PathLike[str], *, half: bool = False) -
         "version": _VERSION,
         "sciddiff": version("sciddiff"),
         "space": prior.space.to_dict(),
-        "dtype": "float32" if half and document["kind"] == "neural" else _show(prior.dtype),
+        "dtype": "float32" if half and document["kind"] != "gaussian" else _show(prior.dtype),
         "sigma_min": prior.sigma_min,
         "sigma_max": prior.sigma_max,
     }
@@ -183,8 +186,7 @@ def _neural(prior: NeuralPrior, tensors: dict[str, Tensor], half: bool) -> dict[
         if prior.covariates.response is not None:
             response = prior.covariates.response
             tensors["covariates.response"] = response.float() if half else response
-    for name, weight in prior.network.state_dict().items():
-        tensors[f"network.{name}"] = weight.half() if half and weight.is_floating_point() else weight
+    _weights(prior.network, tensors, half)
     return {
         **document,
         "largest": prior.largest,
@@ -195,6 +197,25 @@ def _neural(prior: NeuralPrior, tensors: dict[str, Tensor], half: bool) -> dict[
         "network": _identify(prior.network),
         "answer": _answer(prior),
     }
+
+
+def _process(prior: ProcessPrior, tensors: dict[str, Tensor], half: bool) -> dict[str, Any]:
+    tensors["normalisation.mean"] = prior.normalisation.mean
+    tensors["normalisation.scale"] = prior.normalisation.scale
+    _weights(prior.network, tensors, half)
+    numbers = {name: getattr(prior, name) for name in ("length", "memory", "gap", "largest", "dated")}
+    regular = prior.on(np.full(prior.window - 1, prior.gap), prior.space)
+    return {
+        **numbers,
+        "history": prior.history,
+        "network": _identify(prior.network),
+        "answer": _answer(regular),
+    }
+
+
+def _weights(network: nn.Module, tensors: dict[str, Tensor], half: bool) -> None:
+    for name, weight in network.state_dict().items():
+        tensors[f"network.{name}"] = weight.half() if half and weight.is_floating_point() else weight
 
 
 def _answer(prior: NeuralPrior) -> list[float]:
@@ -289,6 +310,8 @@ def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
 
 def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor], network: nn.Module | None) -> Prior:
     space = _space(document["space"])
+    if document["kind"] == "process":
+        return _of_process(document, tensors, space, network)
     reference = _covariance(document["reference"], "reference", tensors, space)
     levels = {"sigma_min": float(document["sigma_min"]), "sigma_max": float(document["sigma_max"])}
     dtype = _DTYPES[document["dtype"]]
@@ -327,12 +350,34 @@ def _build(document: Mapping[str, Any], tensors: Mapping[str, Tensor], network: 
         season=season,
         covariates=_covariates(document.get("covariates"), tensors, space),
         history=document["history"],
-        **levels,
+        sigma_min=levels["sigma_min"],
+        sigma_max=levels["sigma_max"],
     )
     _check_answer(prior, document["answer"])
     # files of before there were spreads have none
     spread = document.get("spread")
     prior.spread = None if spread is None else Spread(spread["levels"], spread["factors"])
+    return prior
+
+
+def _of_process(
+    document: Mapping[str, Any], tensors: Mapping[str, Tensor], space: Space, network: nn.Module | None
+) -> ProcessPrior:
+    if space.dims != ("time",) or not space.homogeneous:
+        raise ValueError(f"a process on {space}")
+    units = Normalisation(tensors["normalisation.mean"], tensors["normalisation.scale"])
+    if not bool((torch.broadcast_to(units.scale, space.shape) > 0).all()):
+        raise ValueError("a scale that is not positive")
+    prior = ProcessPrior(
+        _network(document["network"], tensors, network).to(_DTYPES[document["dtype"]]),
+        {name: variable.units for name, variable in space.variables.items()},
+        units,
+        window=space.sizes["time"],
+        dated=bool(document["dated"]),
+        history=document["history"],
+        **{k: float(document[k]) for k in ("length", "memory", "gap", "largest", "sigma_min", "sigma_max")},
+    )
+    _check_answer(prior.on(np.full(prior.window - 1, prior.gap), space), document["answer"])
     return prior
 
 

@@ -43,7 +43,7 @@ def train_ambient(
     space: Space,
     *,
     delta: float = 0.1,
-    network: Literal["unet", "mlp", "transformer"] | nn.Module = "unet",
+    network: Literal["unet", "mlp", "transformer", "dilated"] | nn.Module = "unet",
     settings: Mapping[str, Any] | None = None,
     steps: int = 10_000,
     batch: int = 64,

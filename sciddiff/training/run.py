@@ -30,7 +30,7 @@ from sciddiff.covariance import Covariance
 from sciddiff.errors import DivergenceError, InputError
 from sciddiff.priors.base import Normalisation
 from sciddiff.priors.covariates import tell
-from sciddiff.priors.neural import NeuralPrior
+from sciddiff.priors.neural import NeuralPrior, Preconditioning
 from sciddiff.random import Streams
 from sciddiff.training.checkpoints import (
     Checkpoint,
@@ -48,6 +48,8 @@ __all__ = ["Augment", "Plan", "Training", "augmented"]
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
 Objective = Callable[..., Tensor]
+Network = Callable[[Tensor, Tensor], Tensor]
+Knowing = Callable[[nn.Module, Tensor | None], tuple[Preconditioning, Network]]
 _BANDS = 6
 _RAMP = 0.1
 
@@ -121,12 +123,13 @@ class Training:
         folder: Path | None,
         objective: Objective = losses,
         held_out_drivers: Tensor | None = None,
+        knowing: Knowing | None = None,
     ) -> None:
         self.untrained, self.plan, self.law, self.states = untrained, plan, law, states
         self.augment, self.folder, self.objective = augment, folder, objective
         self.held_out = None if held_out is None else self.normal(held_out)
         self.validation = None if held_out is None else _digest(held_out)
-        self.held_out_drivers = held_out_drivers
+        self.held_out_drivers, self.knowing = held_out_drivers, knowing or self.told
         self.network = untrained.network.train()
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.best: nn.Module | None = None
@@ -172,9 +175,9 @@ class Training:
         levels = Streams(self.plan.seed, [self.step], purpose="training levels").numpy()[0]
         sigma = self.law.draw(len(z0), levels)
         noise = Streams(self.plan.seed, [self.step], purpose="training noise")
-        network = _knowing(self.network, self.states.drivers(self.step))
+        preconditioning, network = self.knowing(self.network, self.states.drivers(self.step))
         with _own_randomness(self.network, self.plan.seed, self.step):
-            loss = self.objective(self.untrained.preconditioning, network, z0, sigma.to(z0.device), noise)
+            loss = self.objective(preconditioning, network, z0, sigma.to(z0.device), noise)
         self.optimiser.zero_grad()
         loss.mean().backward()
         self.optimiser.step()
@@ -185,6 +188,10 @@ class Training:
                 average.lerp_(parameter, share)
             for kept, buffer in self.buffers:
                 kept.copy_(buffer)
+
+    def told(self, network: nn.Module, drivers: Tensor | None) -> tuple[Preconditioning, Network]:
+        """The skip path, and the network that has been told the drivers of a batch."""
+        return self.untrained.preconditioning, network if drivers is None else tell(network, drivers)
 
     def normal(self, x: Tensor) -> Tensor:
         """Normalised states in the network's dtype; the units are changed in float64."""
@@ -227,10 +234,8 @@ class Training:
                 part = slice(start, start + size)
                 streams = Streams(self.plan.seed, [start], purpose="validation noise")
                 drivers = None if self.held_out_drivers is None else self.held_out_drivers[part]
-                network = _knowing(self.average, drivers)
-                loss = self.objective(
-                    self.untrained.preconditioning, network, z0[part], sigma[part].to(z0.device), streams
-                )
+                preconditioning, network = self.knowing(self.average, drivers)
+                loss = self.objective(preconditioning, network, z0[part], sigma[part].to(z0.device), streams)
                 total += float(loss.double().sum())
         loss_now = total / len(z0)
         if self.plan.keep == "best" and loss_now < self.lowest:
@@ -359,11 +364,6 @@ def _qualified(augment: Augment) -> str:
     """Module and name of a function, or of the class of a callable object."""
     named = augment if hasattr(augment, "__qualname__") else type(augment)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _knowing(network: nn.Module, drivers: Tensor | None) -> Any:
-    """The network, told the drivers of a batch."""
-    return network if drivers is None else tell(network, drivers)
 
 
 def augmented(x: Tensor, augment: Augment | None, seed: int, purpose: str, step: int) -> Tensor:

@@ -39,7 +39,7 @@ def train(
     data: Any,
     space: Space,
     *,
-    network: Literal["unet", "mlp", "transformer"] | nn.Module = "unet",
+    network: Literal["unet", "mlp", "transformer", "dilated"] | nn.Module = "unet",
     settings: Mapping[str, Any] | None = None,
     gaussian: str | GaussianPrior | None = "auto",
     reference: Covariance | None = None,
