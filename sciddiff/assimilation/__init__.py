@@ -1,12 +1,16 @@
 """Series and trajectories: gaps and forecasts from one prior over a window of time."""
 
+from sciddiff.assimilation.baselines import climatology, local_level, persistence, sarimax, seasonal_naive
 from sciddiff.assimilation.cycling import fixed_lag_smoother
+from sciddiff.assimilation.events import Counting, EventProbability, Evidence, Splitting, event_probability
 from sciddiff.assimilation.filters import ETKF, LETKF, EnKF, EnKS
 from sciddiff.assimilation.forecasts import forecast, impute
 from sciddiff.assimilation.iterative import IEnKS
 from sciddiff.assimilation.models import Assimilation, StateSpaceModel
 from sciddiff.assimilation.particles import FFBS, BootstrapFilter
+from sciddiff.assimilation.refine import Descent, Langevin, refine
 from sciddiff.assimilation.series import quantile_frame
+from sciddiff.assimilation.synthesis import PredictiveScore, linear_predictive_score, synthesise
 
 __all__ = [
     "ETKF",
@@ -14,12 +18,28 @@ __all__ = [
     "LETKF",
     "Assimilation",
     "BootstrapFilter",
+    "Counting",
+    "Descent",
     "EnKF",
     "EnKS",
+    "EventProbability",
+    "Evidence",
     "IEnKS",
+    "Langevin",
+    "PredictiveScore",
+    "Splitting",
     "StateSpaceModel",
+    "climatology",
+    "event_probability",
     "fixed_lag_smoother",
     "forecast",
     "impute",
+    "linear_predictive_score",
+    "local_level",
+    "persistence",
     "quantile_frame",
+    "refine",
+    "sarimax",
+    "seasonal_naive",
+    "synthesise",
 ]

@@ -14,7 +14,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 
@@ -30,6 +30,9 @@ from sciddiff.priors.gaussian import GaussianPrior
 from sciddiff.random import Streams, check_seed
 from sciddiff.solvers import DPMSolver, Solver
 from sciddiff.spaces import Space
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["Counting", "Estimator", "EventProbability", "Evidence", "Splitting", "event_probability"]
 
@@ -122,18 +125,7 @@ def event_probability(
         >>> abs(found.probability - 0.1587) < 4 * found.error
         True
     """
-    if not isinstance(law, (Prior, Posterior)):
-        raise InputError(
-            "law",
-            expected="a Prior or a Posterior",
-            got=type(law).__name__,
-            fix="condition with prior.given(...)",
-        )
-    posterior = Posterior(law, ()) if isinstance(law, Prior) else law
-    if posterior.cases != 1:
-        raise InputError(
-            "law", expected="one case", got=f"{posterior.cases} cases", fix="estimate case by case"
-        )
+    posterior, value = _checked(law, event, threshold)
     method = Counting() if method is None else method
     if not isinstance(method, Estimator):
         raise InputError(
@@ -142,9 +134,6 @@ def event_probability(
             got=repr(method),
             fix="pass an instance",
         )
-    if isinstance(threshold, bool) or not (isinstance(threshold, (int, float)) and math.isfinite(threshold)):
-        raise InputError("threshold", expected="a finite number", got=repr(threshold), fix="0.0 is usual")
-    value = _operator(posterior.prior, event)
     with torch.inference_mode(False), torch.no_grad():
         return method.estimate(posterior, value, float(threshold), check_seed(seed))
 
@@ -247,6 +236,39 @@ class Splitting(Estimator):
 
     def estimate(self, law: Posterior, value: Operator, threshold: float, seed: int) -> EventProbability:
         """Go up the levels with all populations side by side."""
+        return self._climb(law, value, threshold, seed)[0]
+
+    def states(
+        self, law: Prior | Posterior, event: Event, *, threshold: float = 0.0, seed: int
+    ) -> tuple[EventProbability, xr.Dataset]:
+        """The probability, and states that have the event: the members of the populations that end above the threshold.
+
+        They follow the law given the event as the populations grow, and are not independent: many of one population share
+        an ancestor. No guidance, and none of its bias, is in them.
+
+        Args:
+            law: as in `event_probability`.
+            event: as in `event_probability`.
+            threshold: as in `event_probability`.
+            seed: of all noise.
+
+        Returns:
+            The estimate, and a `xarray.Dataset` with dims ``("sample", *space.dims)`` and the coordinate "population".
+        """
+        posterior, value = _checked(law, event, threshold)
+        with torch.inference_mode(False), torch.no_grad():
+            found, x, v = self._climb(posterior, value, float(threshold), check_seed(seed))
+        above = v > threshold
+        rows = x[above.reshape(-1)]
+        out = law.prior.space if isinstance(law, Posterior) else law.space
+        which = torch.nonzero(above)[:, 0].numpy()
+        draws = out.dataset(rows, ["sample"]).assign_coords(population=("sample", which))
+        return found, draws.assign_attrs(**found.notes)
+
+    def _climb(
+        self, law: Posterior, value: Operator, threshold: float, seed: int
+    ) -> tuple[EventProbability, torch.Tensor, torch.Tensor]:
+        """The estimate, the last states ``(repeats * population, *shape)`` and their values by population."""
         flow = _Flow(law, value, self.sampler, self.solver or DPMSolver(), seed)
         r, n = self.repeats, self.population
         kept = max(1, round(self.share * n))
@@ -299,7 +321,8 @@ class Splitting(Estimator):
             "accepted": sum(taken) / len(taken) if taken else 1.0,
             "forwards": flow.cost.forwards,
         }
-        return EventProbability.of(float(p.mean()), float(p.std() / math.sqrt(r)), notes)
+        found = EventProbability.of(float(p.mean()), float(p.std() / math.sqrt(r)), notes)
+        return found, flow.states(xi), v
 
 
 @final
@@ -409,6 +432,10 @@ class _Flow:
 
     def value(self, xi: torch.Tensor) -> torch.Tensor:
         """``C(x)``, ``(rows,)``, in float64."""
+        return _values(self.of, self.states(xi))
+
+    def states(self, xi: torch.Tensor) -> torch.Tensor:
+        """Physical states ``(rows, *shape)``."""
         rows = chunks(len(xi), self.prior.space.size, None)
         return torch.cat([self._some(xi[part.start : part.stop]) for part in rows])
 
@@ -421,7 +448,7 @@ class _Flow:
             z = sigmas[0] * prior.reference.sqrt(xi)
             z = z + self.denoise(z, sigmas[0])
             z = self.solver.integrate(self.denoise, z, sigmas, _refused, bar(False))
-        return _values(self.of, prior.normalisation.physical(z))
+        return prior.normalisation.physical(z)
 
 
 def _refused() -> torch.Tensor:
@@ -436,6 +463,25 @@ def _refused() -> torch.Tensor:
 def _values(value: Operator, x: torch.Tensor) -> torch.Tensor:
     """The values of the event ``(rows,)``, in float64."""
     return value.apply(x).reshape(len(x)).double()
+
+
+def _checked(law: Any, event: Any, threshold: Any) -> tuple[Posterior, Operator]:
+    """The law as a posterior of one case, and the event as an operator."""
+    if not isinstance(law, (Prior, Posterior)):
+        raise InputError(
+            "law",
+            expected="a Prior or a Posterior",
+            got=type(law).__name__,
+            fix="condition with prior.given(...)",
+        )
+    posterior = Posterior(law, ()) if isinstance(law, Prior) else law
+    if posterior.cases != 1:
+        raise InputError(
+            "law", expected="one case", got=f"{posterior.cases} cases", fix="estimate case by case"
+        )
+    if isinstance(threshold, bool) or not (isinstance(threshold, (int, float)) and math.isfinite(threshold)):
+        raise InputError("threshold", expected="a finite number", got=repr(threshold), fix="0.0 is usual")
+    return posterior, _operator(posterior.prior, event)
 
 
 def _operator(prior: Prior, event: Event) -> Operator:

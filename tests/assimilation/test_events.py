@@ -50,7 +50,7 @@ def test_the_probability_of_a_linear_event_of_a_gaussian_is_that_of_the_normal_l
 def test_the_evidence_of_the_event_is_its_probability_under_a_blurred_threshold(p):
     blur = 0.1 * SPREAD
     level = threshold(p, sd=np.hypot(SPREAD, blur))
-    found = event_probability(PRIOR, VALUE, threshold=level, method=Evidence(blur, steps=64), seed=0)
+    found = event_probability(PRIOR, VALUE, threshold=level, method=Evidence(blur, steps=48), seed=0)
     agrees(found, p)
 
 
@@ -111,6 +111,21 @@ def test_rare_events_given_data_by_both_ways(p):
     level = threshold(p, mean, np.hypot(spread, 0.1 * spread))
     blurred = Evidence(0.1 * spread, steps=64)
     agrees(event_probability(posterior, VALUE, threshold=level, method=blurred, seed=0), p)
+
+
+def test_the_states_of_splitting_follow_the_truncated_law():
+    """Means by population are independent; ``C x`` and what is independent of it have the moments of the truncated Gaussian."""
+    method = Splitting(population=400, repeats=16)
+    found, draws = method.states(PRIOR, VALUE, threshold=threshold(0.01), seed=0)
+    agrees(found, 0.01)
+    x = draws["x"].values - np.arange(D)
+    u = float(stats.norm.isf(0.01))
+    along = COVARIANCE @ C / SPREAD
+    mean = stats.truncnorm.mean(u, np.inf) * along
+    which = draws["population"].values
+    means = np.stack([x[which == i].mean(0) for i in range(16)])
+    assert (np.abs(means.mean(0) - mean) / (means.std(0, ddof=1) / 4) < 5).all()
+    assert ((x @ C) / SPREAD > u).all()
 
 
 def test_an_event_that_no_draw_has_is_zero_with_the_error_of_one_hit():
