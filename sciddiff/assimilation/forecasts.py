@@ -25,8 +25,8 @@ import numpy as np
 
 from sciddiff.assimilation.drivers import check_drivers, read_drivers
 from sciddiff.assimilation.paths import Known, Path
-from sciddiff.assimilation.series import Observed, read_series, read_times, shown_time
-from sciddiff.assimilation.steps import Labels, Steps, find_step
+from sciddiff.assimilation.series import Observed, read_series, read_times, shown_time, with_leads
+from sciddiff.assimilation.steps import Labels, Steps, find_step, following, read_horizon
 from sciddiff.assimilation.windows import Window, own_window, phase, plan_ahead, plan_along
 from sciddiff.errors import InputError
 from sciddiff.noise import Gaussian, Noise
@@ -105,10 +105,10 @@ def forecast(
         (5, 36)
     """
     times = read_times(history, "history")
-    future = None if isinstance(horizon, (int, np.integer)) else _future(horizon, times)
+    future = None if isinstance(horizon, (int, np.integer)) else read_horizon(horizon, times)
     if isinstance(prior, AnyTimes):
         if future is None:
-            future = _following(times, check_count("horizon", horizon))
+            future = following(times, check_count("horizon", horizon))
         prior = prior.at(np.concatenate([times, future]))
     length, axis = _axis(prior, times[-1], "history")
     now = int(axis.count(times[-1:], "history")[0])
@@ -141,14 +141,8 @@ def forecast(
     path = Path(prior, axis, plan, known)
     drawn, attrs = path.draw(samples, seed, method)
     out = path.labelled(drawn, wanted)
-    regular = isinstance(axis, Steps)
-    lead = wanted - now if regular else out["time"].values - times[-1]
-    about = {
-        "standard_name": "forecast_period",
-        "long_name": f"{'steps' if regular else 'time'} since init_time",
-    }
-    init = ((), times[-1], {"standard_name": "forecast_reference_time"})
-    return out.assign_coords(lead=("time", lead, about), init_time=init).assign_attrs(attrs)
+    lead = wanted - now if isinstance(axis, Steps) else out["time"].values - times[-1]
+    return with_leads(out, lead, times[-1]).assign_attrs(attrs)
 
 
 def impute(
@@ -250,53 +244,6 @@ def _axis(prior: Any, origin: Any, argument: str) -> tuple[int, Steps | Labels]:
         return length, Steps(origin, 1.0)
     step = find_step(labels)
     return length, Labels(labels) if step is None else Steps(origin, step)
-
-
-def _future(horizon: Any, times: np.ndarray) -> np.ndarray:
-    """Future times that were asked for."""
-    if getattr(horizon, "tz", None) is not None:
-        raise InputError(
-            "horizon",
-            expected="dates without a time zone",
-            got=f"dates in {horizon.tz}",
-            fix='use tz_convert("UTC").tz_localize(None)',
-        )
-    try:
-        future = np.atleast_1d(
-            np.asarray(horizon, dtype="datetime64[ns]" if times.dtype.kind == "M" else float)
-        )
-        good = np.ndim(horizon) == 1 and not isinstance(horizon, str) and future.size > 0
-    except (TypeError, ValueError):
-        good, future = False, times
-    if isinstance(horizon, bool) or not good:
-        raise InputError(
-            "horizon",
-            expected="an int of at least 1, or the future times in order",
-            got=repr(horizon),
-            fix="pass for example horizon=12",
-        )
-    if not (future[1:] > future[:-1]).all() or future[0] <= times[-1]:
-        late = future[0] <= times[-1]
-        raise InputError(
-            "horizon",
-            expected=f"times in order, each once, after {shown_time(times[-1])}, the last of the history",
-            got=shown_time(future[0]) if late else "unsorted or repeated ones",
-            fix="fill what lies before the end of the history with impute" if late else "sort them",
-        )
-    return future
-
-
-def _following(times: np.ndarray, horizon: int) -> np.ndarray:
-    """The next steps of regular times."""
-    step = find_step(times)
-    if step is None:
-        raise InputError(
-            "horizon",
-            expected="the future times, since those of the history are not regular",
-            got=horizon,
-            fix="pass the dates to forecast, such as horizon=pandas.date_range(...)",
-        )
-    return Steps(times[-1], step).times(1, horizon)
 
 
 def _one_noise(noise: Noise | None, obs_std: Any) -> tuple[Noise | None, Any]:

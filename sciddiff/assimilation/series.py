@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["Observed", "quantile_frame", "read_errors", "read_series", "read_times", "shown_time"]
+__all__ = [
+    "Observed",
+    "quantile_frame",
+    "read_errors",
+    "read_series",
+    "read_times",
+    "shown_time",
+    "with_leads",
+]
 
 
 def quantile_frame(draws: xr.Dataset, levels: Sequence[float] = (0.05, 0.5, 0.95)) -> pd.DataFrame:
@@ -238,6 +246,17 @@ def read_errors(
             fix="give its error there, or make the value NaN if it was not observed",
         )
     return sd
+
+
+def with_leads(draws: xr.Dataset, lead: np.ndarray, init_time: Any) -> xr.Dataset:
+    """Forecasts with the coordinates ``lead``, in steps or as time differences, and ``init_time``."""
+    steps = lead.dtype.kind == "i"
+    about = {
+        "standard_name": "forecast_period",
+        "long_name": f"{'steps' if steps else 'time'} since init_time",
+    }
+    init = ((), init_time, {"standard_name": "forecast_reference_time"})
+    return draws.assign_coords(lead=("time", lead, about), init_time=init)
 
 
 def shown_time(time: Any) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from sciddiff.assimilation.series import shown_time
 from sciddiff.errors import InputError
 
-__all__ = ["Labels", "Steps", "find_step"]
+__all__ = ["Labels", "Steps", "find_step", "following", "read_horizon"]
 
 # of a step, by which times may be off, for numbers that were rounded
 _ROUNDING = 1e-3
@@ -172,6 +172,61 @@ class Labels:
                 fix="use a prior that can be laid on other times, such as a GaussianProcess",
             )
         return np.asarray(numbers)
+
+
+def read_horizon(horizon: Any, times: np.ndarray) -> np.ndarray:
+    """Future times, dates or numbers as ``times`` are, that were asked for.
+
+    Raises:
+        InputError: unless they are in order and after the last of ``times``.
+    """
+    if getattr(horizon, "tz", None) is not None:
+        raise InputError(
+            "horizon",
+            expected="dates without a time zone",
+            got=f"dates in {horizon.tz}",
+            fix='use tz_convert("UTC").tz_localize(None)',
+        )
+    try:
+        future = np.atleast_1d(
+            np.asarray(horizon, dtype="datetime64[ns]" if times.dtype.kind == "M" else float)
+        )
+        good = np.ndim(horizon) == 1 and not isinstance(horizon, str) and future.size > 0
+    except (TypeError, ValueError):
+        good, future = False, times
+    if isinstance(horizon, bool) or not good:
+        raise InputError(
+            "horizon",
+            expected="an int of at least 1, or the future times in order",
+            got=repr(horizon),
+            fix="pass for example horizon=12",
+        )
+    if not (future[1:] > future[:-1]).all() or future[0] <= times[-1]:
+        late = future[0] <= times[-1]
+        raise InputError(
+            "horizon",
+            expected=f"times in order, each once, after {shown_time(times[-1])}, the last of the history",
+            got=shown_time(future[0]) if late else "unsorted or repeated ones",
+            fix="fill what lies before the end of the history with impute" if late else "sort them",
+        )
+    return future
+
+
+def following(times: np.ndarray, horizon: int) -> np.ndarray:
+    """The next steps of regular times.
+
+    Raises:
+        InputError: if the times are not regular.
+    """
+    step = find_step(times)
+    if step is None:
+        raise InputError(
+            "horizon",
+            expected="the future times, since those of the history are not regular",
+            got=horizon,
+            fix="pass the dates to forecast, such as horizon=pandas.date_range(...)",
+        )
+    return Steps(times[-1], step).times(1, horizon)
 
 
 def _plural(n: int, what: str) -> str:
