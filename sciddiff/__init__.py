@@ -29,7 +29,7 @@ from sciddiff.priors import (
     Prior,
 )
 from sciddiff.spaces import Space, Variable
-from sciddiff.training import train
+from sciddiff.training import train, train_process
 
 __version__ = version("sciddiff")
 del version
@@ -72,4 +72,5 @@ __all__ = [
     "testing",
     "to_arviz",
     "train",
+    "train_process",
 ]
