@@ -235,7 +235,7 @@ def test_what_cannot_be_stored_is_refused(tmp_path: Path):
     mixture = GaussianMixturePrior(LINE, [0.5, 0.5], normal(0, 2, 6), 1.0)
     adapted = Prior.from_network(lambda x, t: x, LINE, predicts="noise", path="vp", sigma_max=50.0)
     for prior in (mixture, adapted):
-        with pytest.raises(InputError, match="NeuralPrior or a GaussianPrior"):
+        with pytest.raises(InputError, match="a GaussianPrior or a ProcessPrior"):
             prior.save(tmp_path / "prior")
     prior = neural()
     prior.network.last.bias.data[0] = 1e6
