@@ -2,6 +2,14 @@
 
 from sciddiff.assimilation.baselines import climatology, local_level, persistence, sarimax, seasonal_naive
 from sciddiff.assimilation.cycling import fixed_lag_smoother
+from sciddiff.assimilation.dyffusion import DYffusion, train_dyffusion
+from sciddiff.assimilation.emulators import (
+    Autoregressive,
+    Dynamics,
+    Emulator,
+    WindowDiffusion,
+    train_autoregressive,
+)
 from sciddiff.assimilation.events import Counting, EventProbability, Evidence, Splitting, event_probability
 from sciddiff.assimilation.filters import ETKF, LETKF, EnKF, EnKS
 from sciddiff.assimilation.forecasts import forecast, impute
@@ -10,6 +18,7 @@ from sciddiff.assimilation.models import Assimilation, StateSpaceModel
 from sciddiff.assimilation.particles import FFBS, BootstrapFilter
 from sciddiff.assimilation.refine import Descent, Langevin, refine
 from sciddiff.assimilation.series import quantile_frame
+from sciddiff.assimilation.storage import load_emulator, save_emulator
 from sciddiff.assimilation.synthesis import PredictiveScore, linear_predictive_score, synthesise
 
 __all__ = [
@@ -17,9 +26,13 @@ __all__ = [
     "FFBS",
     "LETKF",
     "Assimilation",
+    "Autoregressive",
     "BootstrapFilter",
     "Counting",
+    "DYffusion",
     "Descent",
+    "Dynamics",
+    "Emulator",
     "EnKF",
     "EnKS",
     "EventProbability",
@@ -29,17 +42,22 @@ __all__ = [
     "PredictiveScore",
     "Splitting",
     "StateSpaceModel",
+    "WindowDiffusion",
     "climatology",
     "event_probability",
     "fixed_lag_smoother",
     "forecast",
     "impute",
     "linear_predictive_score",
+    "load_emulator",
     "local_level",
     "persistence",
     "quantile_frame",
     "refine",
     "sarimax",
+    "save_emulator",
     "seasonal_naive",
     "synthesise",
+    "train_autoregressive",
+    "train_dyffusion",
 ]
