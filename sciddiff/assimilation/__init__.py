@@ -14,12 +14,14 @@ from sciddiff.assimilation.events import Counting, EventProbability, Evidence, S
 from sciddiff.assimilation.filters import ETKF, LETKF, EnKF, EnKS
 from sciddiff.assimilation.forecasts import forecast, impute
 from sciddiff.assimilation.iterative import IEnKS
+from sciddiff.assimilation.kalman import Kalman, KalmanFilter, kalman_moments
 from sciddiff.assimilation.models import Assimilation, StateSpaceModel
 from sciddiff.assimilation.particles import FFBS, BootstrapFilter
 from sciddiff.assimilation.refine import Descent, Langevin, refine
 from sciddiff.assimilation.series import quantile_frame
 from sciddiff.assimilation.storage import load_emulator, save_emulator
 from sciddiff.assimilation.synthesis import PredictiveScore, linear_predictive_score, synthesise
+from sciddiff.assimilation.variational import Weak4DVar
 
 __all__ = [
     "ETKF",
@@ -38,16 +40,20 @@ __all__ = [
     "EventProbability",
     "Evidence",
     "IEnKS",
+    "Kalman",
+    "KalmanFilter",
     "Langevin",
     "PredictiveScore",
     "Splitting",
     "StateSpaceModel",
+    "Weak4DVar",
     "WindowDiffusion",
     "climatology",
     "event_probability",
     "fixed_lag_smoother",
     "forecast",
     "impute",
+    "kalman_moments",
     "linear_predictive_score",
     "load_emulator",
     "local_level",

@@ -1,0 +1,257 @@
+"""Linear Gaussian models in closed form: ``x_{k+1} = A x_k + b + N(0, Q)``, ``y_k = H x_k + N(0, R)``, everything Gaussian.
+
+Filter, smoother and likelihood are those of statsmodels, which takes missing values as they come; trajectories are then
+drawn backwards, ``x_k | x_{k+1}, y_{1:k} ~ N(m_k + G_k (x_{k+1} - m_{k+1}^-), P_k - G_k P_{k+1}^- G_k^T)``, all draws at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+
+from sciddiff.assimilation.base import AssimilationMethod, Work
+from sciddiff.assimilation.models import Assimilation, StateSpaceModel
+from sciddiff.covariance import Covariance
+from sciddiff.errors import MissingDependencyError
+from sciddiff.noise import Gaussian
+from sciddiff.operators import LinearOperator
+from sciddiff.priors import GaussianPrior
+from sciddiff.random import Streams
+
+__all__ = ["Kalman", "KalmanFilter", "KalmanMoments", "kalman_moments"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KalmanMoments:
+    """Exact means and covariances of one case, states flattened, float64.
+
+    Attributes:
+        forecast_mean, forecast_covariance: given the data before a time, ``(times, d)`` and ``(times, d, d)``.
+        filter_mean, filter_covariance: given the data up to and including it.
+        mean, covariance: given all the data.
+        log_likelihood: ``log p(y)``.
+    """
+
+    forecast_mean: torch.Tensor
+    forecast_covariance: torch.Tensor
+    filter_mean: torch.Tensor
+    filter_covariance: torch.Tensor
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    log_likelihood: float
+
+
+@dataclass(frozen=True)
+class _LinearGaussian(AssimilationMethod):
+    """What fits linear Gaussian models alone."""
+
+    reference: ClassVar[str] = (
+        "@article{kalman1960new, title={A New Approach to Linear Filtering and Prediction Problems}, author={Kalman, R. E.}, "
+        "journal={Journal of Basic Engineering}, volume={82}, number={1}, pages={35--45}, year={1960}}\n\n"
+        "@article{rauch1965maximum, title={Maximum likelihood estimates of linear dynamic systems}, author={Rauch, H. E. and "
+        "Tung, F. and Striebel, C. T.}, journal={AIAA Journal}, volume={3}, number={8}, pages={1445--1450}, year={1965}}"
+    )
+
+    def misfit(self, assimilation: Assimilation) -> str | None:
+        """Everything has to be linear and Gaussian."""
+        return linear_gaussian_misfit(assimilation)
+
+    def moments(self, work: Work) -> list[KalmanMoments]:
+        """Of every case; the likelihood is noted."""
+        found = [kalman_moments(work.assimilation, case) for case in range(work.cases)]
+        evidence = [m.log_likelihood for m in found]
+        work.notes["log_evidence"] = evidence[0] if work.assimilation.batch is None else evidence
+        return found
+
+    def white(self, work: Work) -> torch.Tensor:
+        """Standard normals ``(cases, times, n, d)``; those of draw i and case c depend on (seed, c, i)."""
+        rows = [(case, draw) for case in range(work.cases) for draw in range(work.n)]
+        streams = Streams(work.seed, [i for _, i in rows], [c for c, _ in rows], purpose="kalman")
+        white = streams.normal((work.times, work.model.space.size), dtype=torch.float64)
+        return white.reshape(work.cases, work.n, *white.shape[1:]).transpose(1, 2)
+
+    def shaped(self, work: Work, x: torch.Tensor) -> torch.Tensor:
+        """``(cases, times, n, d)`` as draws ``(n, cases, times, *shape)`` in the model's dtype."""
+        initial = work.model.initial
+        out = x.permute(2, 0, 1, 3).to(device=initial.device, dtype=initial.dtype)
+        return out.reshape(*out.shape[:3], *work.model.space.shape)
+
+
+@final
+@dataclass(frozen=True)
+class Kalman(_LinearGaussian):
+    """The exact smoother of a linear Gaussian model: trajectories given all the data, draw i from (seed, i) alone.
+
+    Needs a step that is linear up to a constant, a `GaussianPrior` as the initial law, linear operators and Gaussian
+    noise. The attrs hold ``log_evidence``, the exact ``log p(y)``; `kalman_moments` has means and covariances.
+
+    Raises:
+        MissingDependencyError: without statsmodels.
+
+    Example:
+        >>> Kalman().law
+        'smoothing'
+    """
+
+    law: ClassVar[str] = "smoothing"
+
+    def draw(self, work: Work) -> torch.Tensor:
+        """The last state, then each one before it given the next."""
+        transition, white = _transition(work.model)[0], self.white(work)
+        out = []
+        for moments, z in zip(self.moments(work), white, strict=True):
+            x = [moments.filter_mean[-1] + z[-1] @ _root(moments.filter_covariance[-1]).T]
+            for k in range(work.times - 2, -1, -1):
+                cov, after = moments.filter_covariance[k], moments.forecast_covariance[k + 1]
+                gain = cov @ transition.T @ torch.linalg.pinv(after, hermitian=True)
+                mean = moments.filter_mean[k] + (x[-1] - moments.forecast_mean[k + 1]) @ gain.T
+                x.append(mean + z[k] @ _root(cov - gain @ after @ gain.T).T)
+            out.append(torch.stack(x[::-1]))
+        return self.shaped(work, torch.stack(out))
+
+
+@final
+@dataclass(frozen=True)
+class KalmanFilter(_LinearGaussian):
+    """The exact filter of a linear Gaussian model: draws of each time on its own, given the data up to it.
+
+    Needs what `Kalman` needs.
+
+    Raises:
+        MissingDependencyError: without statsmodels.
+
+    Example:
+        >>> KalmanFilter().law
+        'filtering'
+    """
+
+    def draw(self, work: Work) -> torch.Tensor:
+        """``N(m_k, P_k)`` at every time."""
+        moments = self.moments(work)
+        mean = torch.stack([m.filter_mean for m in moments])[:, :, None]
+        roots = torch.stack([_root(m.filter_covariance) for m in moments])
+        return self.shaped(work, mean + self.white(work) @ roots.mT)
+
+
+def kalman_moments(assimilation: Assimilation, case: int = 0) -> KalmanMoments:
+    """Means, covariances and ``log p(y)`` of a linear Gaussian model given data, by statsmodels.
+
+    Raises:
+        MissingDependencyError: without statsmodels.
+        MethodError: if the model or its data are not linear and Gaussian.
+
+    Example:
+        >>> import sciddiff as sd
+        >>> space = sd.Space({"site": 1})
+        >>> model = StateSpaceModel(
+        ...     lambda x: x, sd.GaussianPrior(space, sd.covariance.white((1,))), space=space,
+        ...     noise=sd.noise.Gaussian(1.0), times=2,
+        ... )
+        >>> seen = model.given([[1.0], [np.nan]], sd.operators.Identity(space), sd.noise.Gaussian(1.0))
+        >>> kalman_moments(seen).mean.flatten().tolist()
+        [0.5, 0.5]
+    """
+    try:
+        from statsmodels.tsa.statespace.kalman_smoother import KalmanSmoother
+    except ImportError as error:
+        raise MissingDependencyError("statsmodels", "data", "the Kalman smoother") from error
+    assimilation.work(1, Kalman(), 0)
+    model = assimilation.model
+    transition, constant = _transition(model)
+    design, errors, y = _observations(assimilation, case)
+    prior = model.initial
+    assert isinstance(prior, GaussianPrior)  # misfit
+    mean = torch.broadcast_to(prior.normalisation.mean.double(), model.space.shape).flatten().cpu()
+    d = model.space.size
+    smoother = KalmanSmoother(k_endog=y.shape[1], k_states=d, k_posdef=d, tolerance=0.0)
+    smoother.bind(y.numpy())
+    for name, value in {
+        "design": design,
+        "obs_cov": errors,
+        "transition": transition,
+        "state_intercept": constant[:, None],
+        "selection": torch.eye(d, dtype=torch.float64),
+        "state_cov": torch.zeros(d, d) if model.covariance is None else _matrix(model.covariance),
+    }.items():
+        smoother[name] = value.double().numpy()
+    smoother.initialize_known(mean.numpy(), _matrix(prior.physical_covariance).numpy())
+    found = smoother.smooth()
+    return KalmanMoments(
+        _times_first(found.predicted_state[..., :-1]),
+        _times_first(found.predicted_state_cov[..., :-1]),
+        _times_first(found.filtered_state),
+        _times_first(found.filtered_state_cov),
+        _times_first(found.smoothed_state),
+        _times_first(found.smoothed_state_cov),
+        float(found.llf),
+    )
+
+
+def linear_gaussian_misfit(assimilation: Assimilation) -> str | None:
+    """Why a model and its data are not linear and Gaussian, None if they are."""
+    model, posterior = assimilation.model, assimilation.posterior
+    if not isinstance(model.initial, GaussianPrior):
+        return f"the initial law is no GaussianPrior but {model.initial!r}"
+    offers = posterior.offers()
+    for need in ("linear", "gaussian"):
+        if (reason := offers[need]) is not None:
+            return reason
+    transition, constant = _transition(model)
+    # two states well apart, at the initial law's own scale
+    n = model.space.size
+    z = torch.stack([2 + torch.arange(n).sin(), -1.5 + torch.arange(n).mul(0.7).cos()]).double()
+    x = model.initial.normalisation.physical(z.reshape(-1, *model.space.shape))
+    with torch.no_grad():
+        there = model.advance(x.to(model.initial.dtype)).double().flatten(1).cpu()
+    expected = x.flatten(1).cpu() @ transition.T + constant
+    size = float(expected.abs().max())
+    tolerance = 1e3 * torch.finfo(model.initial.dtype).eps * max(size, float(x.abs().max()))
+    return "the step is not linear" if float((there - expected).abs().max()) > tolerance else None
+
+
+def _transition(model: StateSpaceModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """``A`` and ``b`` of a step ``A x + b``, ``(d, d)`` and ``(d,)`` in float64."""
+    d, initial = model.space.size, model.initial
+    eye = torch.eye(d, dtype=initial.dtype, device=initial.device).reshape(d, *model.space.shape)
+    with torch.no_grad():
+        constant = model.advance(torch.zeros_like(eye[:1])).double().flatten().cpu()
+        columns = model.advance(eye).double().flatten(1).cpu()
+    return (columns - constant).T, constant
+
+
+def _observations(assimilation: Assimilation, case: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``H``, ``R`` and the data with NaN where there are none, ``(times, m)``, of all instruments."""
+    space, times = assimilation.model.space, assimilation.model.length
+    eye = torch.eye(space.size, dtype=torch.float64).reshape(space.size, *space.shape)
+    rows, errors, data = [], [], []
+    for o in assimilation.posterior.observations:
+        assert isinstance(o.operator, LinearOperator)  # misfit
+        assert isinstance(o.noise, Gaussian)
+        rows.append(o.operator.apply(eye).flatten(1).T)
+        errors.append(_matrix(o.noise.covariance(o.operator.codomain.shape)))
+        part = slice(case * times, (case + 1) * times)
+        y = o.y[part].double()
+        data.append((y if o.mask is None else torch.where(o.mask[part], y, torch.nan)).flatten(1).cpu())
+    return torch.cat(rows), torch.block_diag(*errors), torch.cat(data, 1)
+
+
+def _matrix(covariance: Covariance) -> torch.Tensor:
+    """A covariance as ``(d, d)``."""
+    n = int(np.prod(covariance.shape))
+    eye = torch.eye(n, dtype=torch.float64).reshape(n, *covariance.shape)
+    return covariance.apply(eye).reshape(n, n).cpu()
+
+
+def _times_first(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0), dtype=np.float64))
+
+
+def _root(matrix: torch.Tensor) -> torch.Tensor:
+    """``S`` with ``S S^T`` the matrix, which rounding may have made slightly indefinite."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    root: torch.Tensor = vectors * values.clamp_min(0).sqrt()[..., None, :]
+    return root
