@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from sciddiff.diagnostics import crps_normal
 from sciddiff.errors import ConvergenceError, InputError, MissingDependencyError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BASELINES",
     "autoregression",
+    "autoregression_paths",
     "block_means",
     "climatology",
     "normals",
@@ -102,18 +104,41 @@ def autoregression(
     """
 
     def forecast(a: Series, train: int, steps: Series) -> tuple[Series, Series]:
-        lagged = np.lib.stride_tricks.sliding_window_view(a[:train], order + 1)[:, ::-1]
-        phi = np.linalg.lstsq(lagged[:, 1:], lagged[:, 0], rcond=None)[0]
-        variance = np.mean((lagged[:, 0] - lagged[:, 1:] @ phi) ** 2)
+        phi, variance = _coefficients(a[:train], order)
         path = a[steps[:, None] + np.arange(-order, 0)]
-        impulse = np.eye(1, order, order - 1)[0]
         for _ in range(horizon):
             path = np.column_stack([path, path[:, -order:] @ phi[::-1]])
-            impulse = np.append(impulse, impulse[-order:] @ phi[::-1])
-        sd = np.sqrt(variance * np.cumsum(impulse[order - 1 : -1] ** 2))
+        sd = np.sqrt(variance * np.cumsum(_impulse(phi, horizon) ** 2))
         return path[:, order:], np.tile(sd, (len(steps), 1))
 
     return _of_anomalies(sst, forecast, train_end, origins)
+
+
+def autoregression_paths(
+    sst: xr.DataArray,
+    *,
+    samples: int,
+    seed: int,
+    order: int = 3,
+    train_end: str = TRAIN_END,
+    origins: tuple[str, str] = ORIGINS,
+    horizon: int = HORIZON,
+) -> xr.DataArray:
+    """Draws of whole years under that autoregression, ("sample", "origin", "lead"), in the units of ``sst``.
+
+    Their errors at lead l are ``sum_(j<=l) psi_(l-j) e_j``, as far as they are from the forecast's mean.
+    """
+    frame = autoregression(sst, order=order, train_end=train_end, origins=origins, horizon=horizon)
+    months, train, steps = _split(sst, train_end, origins)
+    a = sst.values - _normals(sst, months, train)[0][months]
+    phi, variance = _coefficients(a[:train], order)
+    psi = _impulse(phi, horizon)
+    lag = np.subtract.outer(np.arange(horizon), np.arange(horizon))
+    spread = np.where(lag >= 0, psi[lag.clip(0)], 0.0)
+    streams = Streams(seed, range(samples), purpose="autoregression")
+    shocks = streams.normal((len(steps), horizon), dtype=torch.float64).numpy() * np.sqrt(variance)
+    values = frame["mean"].values + shocks @ spread.T
+    return frame["mean"].expand_dims(sample=samples).copy(data=values).rename("sst")
 
 
 def sarimax(
@@ -221,6 +246,22 @@ def normals(sst: xr.DataArray, train_end: str = TRAIN_END) -> tuple[np.ndarray, 
     """Mean and standard deviation ``(12,)`` of each calendar month, January first, over the training years."""
     months, train, _ = _split(sst, train_end, None)
     return _normals(sst, months, train)
+
+
+def _coefficients(x: Series, order: int) -> tuple[Series, float]:
+    """``phi`` by least squares, and the variance of the errors."""
+    lagged = np.lib.stride_tricks.sliding_window_view(x, order + 1)[:, ::-1]
+    phi = np.linalg.lstsq(lagged[:, 1:], lagged[:, 0], rcond=None)[0]
+    return phi, float(np.mean((lagged[:, 0] - lagged[:, 1:] @ phi) ** 2))
+
+
+def _impulse(phi: Series, horizon: int) -> Series:
+    """The impulse response ``psi``, ``(horizon,)``."""
+    order = len(phi)
+    out = np.eye(1, order, order - 1)[0]
+    for _ in range(horizon):
+        out = np.append(out, out[-order:] @ phi[::-1])
+    return out[order - 1 : -1]
 
 
 def _normals(sst: xr.DataArray, months: Series, train: int) -> tuple[Series, Series]:

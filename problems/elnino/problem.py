@@ -29,11 +29,13 @@ TITLE = "El Niño: fill gaps and look a year ahead in sea-surface temperature"
 SUMMARY = (
     "Monthly sea-surface temperatures off Peru, 1950 to 2010, are forecast up to twelve months ahead from every month "
     "of 1995 to 2010, and gaps of six months in them are filled, by one prior over windows of 24 months that knows nothing "
-    "of the task. Two priors are compared, a fitted Gaussian and a network on top of it, with "
+    "of the task. The same prior is asked for the probability of a warm spell in the year ahead, for forecasts from histories "
+    "with months missing, and two years ahead. Two priors are compared, a fitted Gaussian and a network on top of it, with "
     "climatology, persistence, an autoregression and SARIMAX. All choices were made on 1985 to 1994."
 )
 HERE = Path(__file__).parent
 baselines = module(__file__, "baselines")
+tasks = module(__file__, "tasks")
 WINDOW, HORIZON, GAP = 24, 12, slice(9, 15)
 TRAIN_END, ORIGINS = "1994-12", ("1995-01", "2010-12")
 LEADS = (1, 3, 6, 12)
@@ -42,6 +44,14 @@ NOISE_SD = 0.01
 # weight of the windows' own second moment against what the training AR(3) implies; chosen on 1985-1994, see choose.py
 MIX = 0.5
 SHOWN = "1997-04"
+COLOURS = {
+    "climatology": "0.6",
+    "persistence": "#CC79A7",
+    "AR(3)": "#E69F00",
+    "SARIMAX": "#009E73",
+    "fitted Gaussian": "#0072B2",
+    "network": "#D55E00",
+}
 
 
 def space() -> sd.Space:
@@ -231,6 +241,11 @@ def run(*, seed: int = 0, progress: bool | None = None) -> Result:
     }
     scored |= {f"{name} prior": verify(d, sst) for name, d in draws.items()}
     filled = {name: gaps(p, sst, seed=seed) for name, p in priors.items()}
+    paths = baselines.autoregression_paths(sst, samples=SAMPLES, seed=seed)
+    brier, events = tasks.event_table({"AR(3)": paths} | {f"{n} prior": d for n, d in draws.items()}, sst)
+    holed = missing_months(priors["network"], sst, seed=seed, progress=progress)
+    far_draws = {f"{n} prior, two windows": tasks.two_years(p, sst, seed=seed) for n, p in priors.items()}
+    far, far_rows = tasks.far_table(far_draws, sst)
     metrics: dict[str, Metric] = {}
     for name, key in (("fitted Gaussian", "gaussian"), ("network", "network")):
         for lead in LEADS:
@@ -280,6 +295,30 @@ def run(*, seed: int = 0, progress: bool | None = None) -> Result:
         "CRPS ratio of the network prior to the fitted Gaussian, all leads",
         "lower",
     )
+    metrics["network_event_brier"] = Metric(
+        float(brier["network prior"].mean()),
+        "1",
+        float(brier["AR(3)"].mean()),
+        "AR(3) on anomalies",
+        "Brier score of a warm spell in the year ahead, network prior",
+        "lower",
+    )
+    metrics["network_crps_second_year"] = Metric(
+        float(far["network prior, two windows"].sel(lead=slice(13, 24)).mean()),
+        "degC",
+        float(far["climatology"].sel(lead=slice(13, 24)).mean()),
+        "climatology",
+        "CRPS, leads 13 to 24, network prior",
+        "lower",
+    )
+    metrics["network_crps_missing_lead_3"] = Metric(
+        float(holed["40 % of the months missing at random"].sel(lead=3).mean()),
+        "degC",
+        float(holed["all twelve months"].sel(lead=3).mean()),
+        "the same prior with all twelve months",
+        "CRPS, lead 3, 40 % of the months missing, network prior",
+        "lower",
+    )
     tables = {
         "CRPS [degC] by lead, and 90 % coverage": [score_row(n, s) for n, s in scored.items()],
         "CRPS over that of the AR(3), with 95 % block-bootstrap intervals": [
@@ -302,6 +341,9 @@ def run(*, seed: int = 0, progress: bool | None = None) -> Result:
             }
             for n, s in filled.items()
         ],
+        "A warm spell in the year ahead: three months in a row at least 1 degC above their means": events,
+        "Histories with months missing, CRPS [degC] of the network prior": tasks.holed_table(holed, LEADS),
+        "Two years ahead, CRPS [degC]": far_rows,
     }
     notes = [
         f"The network's mean CRPS over all leads is {gain:.3f} [{interval[0]:.3f}, {interval[1]:.3f}] times its Gaussian's. An "
@@ -318,7 +360,7 @@ def run(*, seed: int = 0, progress: bool | None = None) -> Result:
     return Result(
         metrics,
         result,
-        pictures(draws, scored, sst),
+        pictures(draws, scored, sst, far),
         tables,
         notes,
         {"seed": seed, "samples": SAMPLES, "mix": MIX},
@@ -328,6 +370,23 @@ def run(*, seed: int = 0, progress: bool | None = None) -> Result:
             "network_coverage_90_lead_6",
         ],
     )
+
+
+def missing_months(
+    prior: Prior, sst: xr.DataArray, *, samples: int = 100, seed: int = 0, progress: bool | None = None
+) -> dict[str, xr.DataArray]:
+    """CRPS of forecasts from histories with months missing, (origin, lead)."""
+    frame = baselines.climatology(sst, train_end=TRAIN_END, origins=ORIGINS)
+    index = sst.indexes["time"].get_indexer(pd.DatetimeIndex(frame["origin"].values))
+    truth, y = cases(sst, index - (WINDOW - HORIZON), slice(WINDOW - HORIZON, None))
+    happened = frame["mean"].copy(data=truth[:, WINDOW - HORIZON :])
+    out = {}
+    for name, seen in tasks.missed(y, seed=seed).items():
+        drawn = draw(prior, seen, samples, seed=seed, progress=progress)["sst"].values[
+            :, :, WINDOW - HORIZON :
+        ]
+        out[name] = crps(frame["mean"].expand_dims(sample=samples).copy(data=drawn), happened, nan="omit")
+    return out
 
 
 def compared(ours: xr.Dataset, theirs: xr.Dataset, lead: int | None) -> tuple[float, tuple[float, float]]:
@@ -355,34 +414,63 @@ def ratio_row(name: str, ours: xr.Dataset, theirs: xr.Dataset) -> dict[str, str]
 
 
 def pictures(
-    draws: dict[str, xr.DataArray], scored: dict[str, xr.Dataset], sst: xr.DataArray
+    draws: dict[str, xr.DataArray],
+    scored: dict[str, xr.Dataset],
+    sst: xr.DataArray,
+    far: dict[str, xr.DataArray],
 ) -> dict[str, Figure]:
-    """A forecast of the El Niño of 1997, and the CRPS against lead."""
+    """A forecast of the El Niño of 1997, the CRPS against lead, and the ranks of what happened."""
     import matplotlib.pyplot as plt
 
     problem = load()
     shown = problem.posterior.sample(500, seed=0)
     fan, ax = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
     sd.plot.fan(shown, truth=problem.truth, observation=problem.y, ax=ax)
-    figure, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    for name, s in scored.items():
-        ax.plot(
-            s["lead"],
-            s["crps"].mean("origin"),
-            marker="o",
-            ms=3,
-            lw=1.2,
-            label=name,
-            ls="-" if "prior" in name else "--",
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.3), layout="constrained", sharey=True)
+    curves = {name: s["crps"] for name, s in scored.items()}
+    for ax, lines, ticks in zip(axes, (curves, far), ([1, 3, 6, 9, 12], [1, 6, 12, 18, 24]), strict=True):
+        for name, values in lines.items():
+            colour = COLOURS[name.split(" prior")[0]]
+            style = "-" if "prior" in name else "--"
+            ax.plot(
+                values["lead"],
+                values.mean("origin"),
+                style,
+                marker="o",
+                ms=3,
+                lw=1.2,
+                color=colour,
+                label=name,
+            )
+        ax.set(xlabel="lead [months]", xticks=ticks)
+    axes[1].axvline(12.5, color="0.7", lw=0.8, zorder=0)
+    axes[0].set_ylabel("CRPS [°C]")
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False, fontsize=7, loc="lower right" if ax is axes[1] else "upper left")
+    ranks, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
+    for ax, lead in zip(axes, (1, 6), strict=True):
+        x = draws["network"].sel(lead=lead, drop=True).reset_coords(drop=True)
+        known = sst.to_series().reindex(
+            pd.DatetimeIndex(draws["network"]["valid_time"].sel(lead=lead).values)
         )
-    ax.set_xlabel("lead [months]")
-    ax.set_ylabel("CRPS [degC]")
-    ax.set_xticks([1, 3, 6, 9, 12])
-    ax.legend(frameon=False, fontsize=8)
+        seen = x.isel(sample=0, drop=True).copy(data=known.to_numpy())
+        sd.plot.rank_histogram(x, seen, bins=10, nan="omit", ax=ax)
+        ax.set(xlabel=f"rank of the truth, lead {lead}", ylim=(0, 1.8))
+    axes[1].set_ylabel("")
     return {
         "fan": Figure(
             fan,
             "A year ahead from April 1997, before the largest El Niño of the record, under the network prior.",
         ),
-        "crps": Figure(figure, "CRPS against lead, mean over every origin of 1995 to 2010; lower is better."),
+        "crps": Figure(
+            figure,
+            "CRPS against lead, lower is better. Left: mean over every origin of 1995 to 2010. Right: two years ahead, every "
+            "fifth origin; beyond the line a second window goes on from the draws of the first.",
+        ),
+        "ranks": Figure(
+            ranks,
+            "Rank of what happened among 400 draws of the network prior, every origin of 1995 to 2010. The band is that of "
+            "exchangeable draws at independent origins, which these are not: neighbours share eleven months.",
+        ),
     }

@@ -110,3 +110,56 @@ def test_nothing_after_1994_is_looked_at_when_choosing(sst):
     choose = module(elnino.HERE, "choose")
     later = sst.where(sst["time"] <= np.datetime64("1994-12"), 99.0)
     assert choose.mixes(later) == choose.mixes(sst)
+
+
+tasks = module(elnino.HERE, "tasks")
+
+
+def test_three_warm_months_in_a_row_are_an_event_and_two_are_not():
+    x = np.array([[0, 1, 1, 0.9, 2], [0, 1, 1.2, 3, 0], [0.0, 0, 1, 1, 1], [0, 1, 1, np.nan, 0]])
+    np.testing.assert_array_equal(tasks.in_a_row(x), [0, 1, 1, np.nan])
+
+
+def test_paths_of_the_autoregression_have_its_normal_forecasts_and_go_on_from_step_to_step(sst):
+    origins, n = ("2000-01", "2000-02"), 4000
+    normal = elnino.baselines.autoregression(sst, origins=origins)
+    paths = elnino.baselines.autoregression_paths(sst, samples=n, seed=0, origins=origins)
+    z = (paths.mean("sample") - normal["mean"]) / normal["sd"] * np.sqrt(n)
+    assert float(abs(z).max()) < 4.5
+    assert float(abs(paths.std("sample") / normal["sd"] - 1).max()) < 4.5 / np.sqrt(2 * n)
+    # the error of lead 2 is psi_1 times that of lead 1 and a shock of the same variance
+    e = paths.values - normal["mean"].values
+    slope = (e[:, 0, 0] * e[:, 0, 1]).mean() / (e[:, 0, 0] ** 2).mean()
+    psi = np.sqrt(float((normal["sd"][0, 1] / normal["sd"][0, 0]) ** 2) - 1)
+    assert abs(slope - psi) < 4.5 / np.sqrt(n)
+
+
+def test_the_score_of_an_event_is_the_squared_error_of_its_probability(sst, scored):
+    draws = {"sure": scored[0]["gaussian"] * 0 + 40.0, "never": scored[0]["gaussian"] * 0}
+    scores, rows = tasks.event_table(draws, sst)
+    often = 1 - float(scores["sure"].mean())
+    assert abs(float(scores["never"].mean()) - often) < 1e-12 and 0.3 < often < 0.6
+    assert [row["method"] for row in rows] == ["frequency of 1950-1994", "sure", "never"]
+
+
+def test_months_that_are_missed_cost_what_they_tell(sst, priors):
+    holed = elnino.missing_months(priors["gaussian"], sst, samples=30)
+    at = {name: float(s.sel(lead=1).mean()) for name, s in holed.items()}
+    full, random, third, late = at.values()
+    assert full < random < late and abs(third / full - 1) < 0.1
+
+
+def test_the_first_of_two_years_is_the_year_that_one_window_forecasts(sst, priors, scored):
+    far = tasks.two_years(priors["gaussian"], sst, samples=40, every=17)
+    assert far.sizes == {"sample": 40, "origin": 12, "lead": 24}
+    near = scored[0]["gaussian"].sel(origin=far["origin"])
+    first = far.sel(lead=slice(1, 12))
+    gap = (first.mean("sample") - near.mean("sample")) / np.sqrt(
+        first.var("sample", ddof=1) / 40 + near.var("sample", ddof=1) / near.sizes["sample"]
+    )
+    # of 144 values, those of an origin go together
+    assert float(abs(gap).max()) < 4.5 and abs(float((gap**2).mean()) - 1) < 4.5 * np.sqrt(2 / 12)
+    scores, rows = tasks.far_table({"prior": far}, sst)
+    assert [row["method"] for row in rows] == ["climatology", "AR(3)", "prior"]
+    # origins 170 and 187 of 192 reach beyond the record
+    assert int(scores["prior"].notnull().sum("origin").sel(lead=24)) == 10
