@@ -18,6 +18,7 @@ from sciddiff.assimilation.kalman import Kalman, KalmanFilter, kalman_moments
 from sciddiff.assimilation.models import Assimilation, StateSpaceModel
 from sciddiff.assimilation.particles import FFBS, BootstrapFilter
 from sciddiff.assimilation.refine import Descent, Langevin, refine
+from sciddiff.assimilation.score_filter import EnSF
 from sciddiff.assimilation.series import quantile_frame
 from sciddiff.assimilation.storage import load_emulator, save_emulator
 from sciddiff.assimilation.synthesis import PredictiveScore, linear_predictive_score, synthesise
@@ -37,6 +38,7 @@ __all__ = [
     "Emulator",
     "EnKF",
     "EnKS",
+    "EnSF",
     "EventProbability",
     "Evidence",
     "IEnKS",
