@@ -148,6 +148,7 @@ class Counting(Estimator):
     Args:
         draws: number of draws.
         sampler: of a posterior; None takes its default. Draws that interact have no such error, and are refused.
+        solver: of the sampler; None takes the default.
         steps: of the solver; None takes the default.
 
     Raises:
@@ -156,10 +157,12 @@ class Counting(Estimator):
 
     draws: int = 10_000
     sampler: Method | None = None
+    solver: Solver | None = None
     steps: int | None = None
 
     def __post_init__(self) -> None:
         _at_least("draws", self.draws, 2)
+        check_solver(self.solver)
         if self.sampler is not None and (not isinstance(self.sampler, Method) or self.sampler.interacts):
             raise InputError(
                 "sampler",
@@ -172,9 +175,11 @@ class Counting(Estimator):
         """Draw and count."""
         prior, n = law.prior, self.draws
         if law.observations:
-            made = law.sample(n, self.sampler, steps=self.steps, seed=seed, progress=False)
+            made = law.sample(
+                n, self.sampler, solver=self.solver, steps=self.steps, seed=seed, progress=False
+            )
         else:
-            made = prior.sample(n, seed=seed, steps=self.steps)
+            made = prior.sample(n, seed=seed, solver=self.solver, steps=self.steps)
         x = prior.space.tensor(made, batch_dim="sample", dtype=prior.dtype)
         hits = int((_values(value, x) > threshold).sum())
         p = hits / n

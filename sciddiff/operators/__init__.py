@@ -13,6 +13,7 @@ from sciddiff.operators.external import External
 from sciddiff.operators.fourier import Fourier
 from sciddiff.operators.imaging import Convolution, Downsample
 from sciddiff.operators.pde import elliptic, helmholtz, poisson
+from sciddiff.operators.rates import log_rates
 from sciddiff.operators.sampling import Gather, Mask, Points, Select, restrict
 from sciddiff.operators.series import AtTimes, trajectory_space
 from sciddiff.operators.tomography import Radon, fbp
@@ -47,6 +48,7 @@ __all__ = [
     "from_scipy",
     "from_torch",
     "helmholtz",
+    "log_rates",
     "poisson",
     "restrict",
     "stack",
