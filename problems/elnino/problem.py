@@ -447,7 +447,8 @@ def pictures(
     axes[0].set_ylabel("CRPS [°C]")
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=7, loc="lower right" if ax is axes[1] else "upper left")
+        place = "lower right" if ax is axes[1] else "upper left"
+        ax.legend(framealpha=1, edgecolor="none", fontsize=7, loc=place)
     ranks, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
     for ax, lead in zip(axes, (1, 6), strict=True):
         x = draws["network"].sel(lead=lead, drop=True).reset_coords(drop=True)
