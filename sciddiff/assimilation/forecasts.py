@@ -19,12 +19,12 @@ be laid on any times, as a `GaussianProcess` by its ``at(times)``, is laid on th
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sciddiff.assimilation.drivers import check_drivers, read_drivers
-from sciddiff.assimilation.paths import Known, Path
+from sciddiff.assimilation.paths import AnyTimes, Known, Path
 from sciddiff.assimilation.series import Observed, read_series, read_times, shown_time, with_leads
 from sciddiff.assimilation.steps import Labels, Steps, find_step, following, read_horizon
 from sciddiff.assimilation.windows import Window, own_window, phase, plan_ahead, plan_along
@@ -41,14 +41,6 @@ if TYPE_CHECKING:
     from sciddiff.priors import Prior
 
 __all__ = ["AnyTimes", "forecast", "impute"]
-
-
-@runtime_checkable
-class AnyTimes(Protocol):
-    """A law of series that has a prior on any times."""
-
-    def at(self, times: Any) -> Prior:
-        """The prior on these times."""
 
 
 def forecast(
@@ -106,11 +98,11 @@ def forecast(
     """
     times = read_times(history, "history")
     future = None if isinstance(horizon, (int, np.integer)) else read_horizon(horizon, times)
-    if isinstance(prior, AnyTimes):
-        if future is None:
-            future = following(times, check_count("horizon", horizon))
-        prior = prior.at(np.concatenate([times, future]))
-    length, axis = _axis(prior, times[-1], "history")
+    if isinstance(prior, AnyTimes) and future is None:
+        future = following(times, check_count("horizon", horizon))
+    every = times if future is None else np.concatenate([times, future])
+    law, prior, axis = _laid(prior, every, times[-1], "history")
+    length = prior.space.sizes["time"]
     now = int(axis.count(times[-1:], "history")[0])
     wanted = (
         np.arange(now + 1, now + 1 + check_count("horizon", horizon))
@@ -118,7 +110,7 @@ def forecast(
         else axis.count(future, "horizon")
     )
     last = int(wanted[-1])
-    if isinstance(axis, Labels) and last >= length:
+    if isinstance(axis, Labels) and law is None and last >= length:
         raise InputError(
             "horizon",
             expected=f"at most {length - 1 - now} steps, to the end of the prior's irregular times",
@@ -130,6 +122,8 @@ def forecast(
         plan = own_window(prior, axis, period, last) or plan_ahead(
             length, last, phase(prior, axis, period), context
         )
+    elif last >= length:
+        plan = [w.after(now) for w in plan_ahead(length, last - now, (0, 1), context)]
     check_count("samples", samples), check_seed(seed)
     noise, obs_std = _one_noise(noise, obs_std)
     series = read_series(
@@ -138,7 +132,7 @@ def forecast(
     _warn_of_steps(times, "history", axis)
     series = series.since(axis.times(plan[0].start, now)[0])
     known = _known(series, prior, axis, plan, noise, covariates, last)
-    path = Path(prior, axis, plan, known)
+    path = Path(prior, axis, plan, known, law)
     drawn, attrs = path.draw(samples, seed, method)
     out = path.labelled(drawn, wanted)
     lead = wanted - now if isinstance(axis, Steps) else out["time"].values - times[-1]
@@ -196,9 +190,8 @@ def impute(
         (('sample', 'time'), 'm')
     """
     times = read_times(series, "series")
-    if isinstance(prior, AnyTimes):
-        prior = prior.at(times)
-    length, axis = _axis(prior, times[0], "series")
+    law, prior, axis = _laid(prior, times, times[0], "series")
+    length = prior.space.sizes["time"]
     numbers = axis.count(times, "series")
     first, last = int(numbers[0]), int(numbers[-1])
     check_count("samples", samples), check_seed(seed)
@@ -208,20 +201,27 @@ def impute(
     )
     _warn_of_steps(times, "series", axis)
     plan = [Window(0, 0, length)]
+    where = np.zeros(last + 1, dtype=bool)
+    where[numbers] = seen.seen()
     if isinstance(axis, Steps):
-        where = np.zeros(last + 1, dtype=bool)
-        where[numbers] = seen.seen()
         plan = own_window(prior, axis, period, last) or plan_along(
             length, where, axis, phase(prior, axis, period), context
         )
+    elif last >= length:
+        plan = plan_along(length, where, axis, (0, 1), context)
     known = _known(seen, prior, axis, plan, noise, covariates, last)
-    path = Path(prior, axis, plan, known)
+    path = Path(prior, axis, plan, known, law)
     drawn, attrs = path.draw(samples, seed, method)
     return path.labelled(drawn, np.arange(first, last + 1)).assign_attrs(attrs)
 
 
-def _axis(prior: Any, origin: Any, argument: str) -> tuple[int, Steps | Labels]:
-    """Length of the prior's window, and the axis of its steps through ``origin``."""
+def _laid(
+    prior: Any, times: np.ndarray, origin: Any, argument: str
+) -> tuple[AnyTimes | None, Prior, Steps | Labels]:
+    """The law on any times if it is one, the prior of a window, and the axis of its steps through ``origin``."""
+    if isinstance(prior, AnyTimes):
+        most = min(len(times), int(getattr(prior, "window", len(times))))
+        return prior, prior.at(times[:most]), Labels(times)
     space = getattr(prior, "space", None)
     if not isinstance(space, Space) or not space.homogeneous or "time" not in space.dims:
         raise InputError(
@@ -231,7 +231,6 @@ def _axis(prior: Any, origin: Any, argument: str) -> tuple[int, Steps | Labels]:
             fix="use prior.given for other spaces",
         )
     labels = space.coords.get("time")
-    length = space.sizes["time"]
     dated = labels is not None and labels.dtype.kind == "M"
     if dated != (np.asarray(origin).dtype.kind == "M"):
         raise InputError(
@@ -241,9 +240,9 @@ def _axis(prior: Any, origin: Any, argument: str) -> tuple[int, Steps | Labels]:
             fix="give the series its DatetimeIndex" if dated else "give the prior's space its dates",
         )
     if labels is None:
-        return length, Steps(origin, 1.0)
+        return None, prior, Steps(origin, 1.0)
     step = find_step(labels)
-    return length, Labels(labels) if step is None else Steps(origin, step)
+    return None, prior, Labels(labels) if step is None else Steps(origin, step)
 
 
 def _one_noise(noise: Noise | None, obs_std: Any) -> tuple[Noise | None, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,13 +29,21 @@ if TYPE_CHECKING:
 
     from sciddiff.methods import Method
 
-__all__ = ["Known", "Path"]
+__all__ = ["AnyTimes", "Known", "Path"]
 
 _DEFAULT_NOISE = 0.01
 # sds, in units of the scale, of values that are known exactly: a draw's own past, and covariates
 _EXACT = {torch.float64: 1e-5}
 _EXACT_ELSE = 1e-3
 _CASES = "path of the draw"
+
+
+@runtime_checkable
+class AnyTimes(Protocol):
+    """A law of series that has a prior on any times; at most ``window`` of them where it has such an attribute."""
+
+    def at(self, times: Any) -> Prior:
+        """The prior on these times."""
 
 
 @final
@@ -52,12 +60,21 @@ class Known:
 @final
 @dataclass(frozen=True, eq=False)
 class Path:
-    """Draws of a path along an axis of steps, window by window."""
+    """Draws of a path along an axis of steps, window by window.
+
+    Attributes:
+        prior: over a window, wherever it lies; or, of a law on any times, that of the first.
+        axis: the steps.
+        windows: where they lie.
+        known: what the draws are given.
+        law: the law on any times that has a prior for each window; None for a prior that is moved.
+    """
 
     prior: Prior
     axis: Steps | Labels
     windows: list[Window]
     known: Known
+    law: AnyTimes | None = None
 
     @property
     def start(self) -> int:
@@ -114,6 +131,8 @@ class Path:
     def _at(self, start: int) -> Prior:
         """The prior on the times of the window that begins at a step."""
         labels, drivers = self.axis.times(start, start + self.length - 1), self.known.drivers
+        if self.law is not None:
+            return self.law.at(labels)
         at: Any = self.prior.relabel(_moved(self.prior.space, labels), _seasonal_mean(self.prior, labels))
         if drivers is not None and drivers.told:
             rows = np.searchsorted(drivers.numbers, np.arange(start, start + self.length))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sciddiff.assimilation.series import shown_time
-from sciddiff.assimilation.steps import Steps
+from sciddiff.assimilation.steps import Labels, Steps
 from sciddiff.errors import InputError
 from sciddiff.posterior import check_count
 from sciddiff.priors import Prior
@@ -30,6 +30,11 @@ class Window:
     start: int
     known: int
     kept: int
+
+    def after(self, steps: int) -> Window:
+        """The window some steps later, on an axis that begins at step 0."""
+        start, length = max(0, self.start + steps), self.kept - self.start
+        return Window(start, max(0, self.known + steps), start + length)
 
 
 def plan_ahead(length: int, last: int, phase: tuple[int, int], context: int | None) -> list[Window]:
@@ -61,7 +66,7 @@ def plan_ahead(length: int, last: int, phase: tuple[int, int], context: int | No
 
 
 def plan_along(
-    length: int, seen: np.ndarray, axis: Steps, phase: tuple[int, int], context: int | None
+    length: int, seen: np.ndarray, axis: Steps | Labels, phase: tuple[int, int], context: int | None
 ) -> list[Window]:
     """Windows over a series that begins at step 0, each cut where observations follow in the same window."""
     offset, period = phase

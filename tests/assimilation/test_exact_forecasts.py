@@ -13,7 +13,7 @@ from sciddiff.priors import GaussianProcess
 from sciddiff.priors.base import Normalisation
 from sciddiff.priors.covariates import Covariates
 
-N = 1500
+N = 700
 PHI = np.array([1.2, -0.5])
 
 
@@ -225,3 +225,35 @@ def test_windows_on_a_field_forecast_each_site_with_its_neighbours():
     whole = np.kron(scipy.linalg.toeplitz(autocovariance(19)), between)
     mean, covariance = conditional(np.zeros(38), whole, known, past.values.ravel()[:15], np.full(15, 1e-8))
     assert_law(ahead.values.reshape(N, -1), mean[16:], covariance[16:, 16:])
+
+
+class Short:
+    """An Ornstein-Uhlenbeck process, at most twelve times of it at once."""
+
+    window = 12
+    whole = GaussianProcess(lambda days: 1.5 * np.exp(-days / 7), {"t": "degC"}, mean=3.0)
+
+    def at(self, times):
+        assert len(times) <= self.window
+        return self.whole.at(times)
+
+
+def test_irregular_times_beyond_a_window_are_exact_for_a_markov_process():
+    rng = np.random.default_rng(4)
+    dates = pd.Timestamp("2001-01-01") + pd.to_timedelta(np.sort(rng.uniform(0, 90, 45)), unit="D")
+    k = 1.5 * np.exp(-np.abs(np.subtract.outer(*[(dates - dates[0]) / pd.Timedelta("1D")] * 2)) / 7)
+    series = pd.Series(3 + np.linalg.cholesky(k) @ rng.standard_normal(45), dates)
+    holed = series.where(~np.isin(np.arange(45), [3, 4, 5, 6, 13, 20, 21, 22, 30, 43]))
+    filled = sd.impute(Short(), holed, obs_std=0.02, samples=N, seed=0)
+    known = np.flatnonzero(holed.notna())
+    law = conditional(np.full(45, 3.0), k, known, holed.to_numpy()[known], np.full(len(known), 4e-4))
+    assert filled.attrs["windows"] > 3
+    assert_law(filled["t"].values, *law)
+    for past in (3, 20):
+        ahead = sd.forecast(
+            Short(), series.iloc[:past], horizon=dates[past:], obs_std=1e-4, samples=N, seed=0
+        )
+        mean, covariance = conditional(
+            np.full(45, 3.0), k, np.arange(past), series.to_numpy()[:past], np.full(past, 1e-8)
+        )
+        assert_law(ahead["t"].values, mean[past:], covariance[past:, past:])
