@@ -182,7 +182,7 @@ def train_dyffusion(
     network: str = "unet",
     settings: Mapping[str, Any] | None = None,
     dropout: float = 0.1,
-    steps: int = 5000,
+    steps: int | tuple[int, int] = 5000,
     batch: int = 64,
     learning_rate: float = 1e-3,
     jitter: float = 0.0,
@@ -211,7 +211,7 @@ def train_dyffusion(
         network: name of a backbone, see `networks.build`, for both.
         settings: of both networks, beside the sizes of the space.
         dropout: share of the interpolator's channels that are dropped, in training and in forecasts.
-        steps: optimiser steps of each.
+        steps: optimiser steps of each, or (of the interpolator, of the forecaster).
         batch: windows a step.
         learning_rate: of AdamW, falling to 0.
         jitter: sd, in normalised units, of white noise on the first states that are seen.
@@ -240,19 +240,22 @@ def train_dyffusion(
     )
     between = make_surrogate(network, settings, runs.space, 2, dropout, seed)
     jump = make_surrogate(network, settings, runs.space, 1, 0.0, seed)
-    plan = plan_of(steps, batch, learning_rate, seed)
+    of_each = (steps, steps) if isinstance(steps, int) else tuple(steps)
     history = {}
 
-    def train(name: str, surrogate: Surrogate, loss: Callable[[Surrogate, int], Tensor]) -> Surrogate:
+    def train(
+        name: str, surrogate: Surrogate, steps: int, loss: Callable[[Surrogate, int], Tensor]
+    ) -> Surrogate:
+        plan = plan_of(steps, batch, learning_rate, seed)
         identity = {"kind": name, "jitter": jitter, "through": dropout, **identity_of(runs, surrogate)}
         folder = None if out is None else Path(out) / name
         made, history[name] = fit(surrogate, loss, plan, folder=folder, identity=identity, resume=resume)
         return made
 
     with torch.inference_mode(False), torch.enable_grad():
-        between = train("interpolator", between, _interpolation(runs, horizon, jitter))
+        between = train("interpolator", between, of_each[0], _interpolation(runs, horizon, jitter))
         interpolator = NetworkInterpolator(between, horizon)
-        jump = train("forecaster", jump, _forecasting(runs, interpolator, jitter))
+        jump = train("forecaster", jump, of_each[1], _forecasting(runs, interpolator, jitter))
     return DYffusion(
         interpolator,
         NetworkForecaster(jump, horizon),

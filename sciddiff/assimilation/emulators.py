@@ -339,7 +339,7 @@ def train_autoregressive(
         settings: of the network, beside the sizes of the space.
         dropout: share of channels dropped, in training and in forecasts.
         noise: the errors of one step, over 4096 windows, as a Gaussian of this kind (see `GaussianPrior.fit`) that
-            is added in forecasts; "none" adds nothing.
+            is added in forecasts, in which nothing is dropped then; "none" adds nothing.
         steps: optimiser steps.
         batch: pairs a step.
         learning_rate: of AdamW, falling to 0.
@@ -376,19 +376,20 @@ def train_autoregressive(
         made, _ = fit(
             step, loss, plan, folder=None if out is None else Path(out), identity=identity, resume=resume
         )
-    covariance = None if noise == "none" else _errors(made, runs, noise)
-    return Autoregressive(made, runs.normalisation, covariance, interval_of(space))
+    if noise == "none":
+        return Autoregressive(made, runs.normalisation, None, interval_of(space))
+    whole = Surrogate(made.network, made.space, inputs=1)
+    return Autoregressive(whole, runs.normalisation, _errors(whole, runs, noise), interval_of(space))
 
 
 def _errors(step: Surrogate, runs: Runs, kind: str) -> Covariance:
-    """The covariance of errors of one step, with masks as in forecasts, around their mean."""
+    """The covariance of errors of one step, around their mean."""
     first = 2**40  # windows that no step of training has seen
     errors = []
     with torch.no_grad():
         for k in range(first, first + -(-4096 // runs.batch)):
             z = runs.windows(k)
-            uniform, _ = training_noise(step, runs, k, 0.0)
-            errors.append(z[:, 1] - step([z[:, 0]], 0.0, z[:, 0], uniform))
+            errors.append(z[:, 1] - step([z[:, 0]], 0.0, z[:, 0]))
     fitted = GaussianPrior.fit(torch.cat(errors).double(), runs.space, kind=kind).physical_covariance
     # as one matrix, which is what is kept on disk
     size = runs.space.size

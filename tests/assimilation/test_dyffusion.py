@@ -184,7 +184,7 @@ def test_plain_diffusion_over_a_window_is_exact_for_a_markov_gaussian_prior_and_
     process = ARMA(ar=(PHI,), sd=math.sqrt(NEWS))
     window = sd.Space({"time": np.arange(4.0)}, "x")
     prior = sd.GaussianPrior(window, process.covariance(np.arange(4)))
-    n, steps, noise = 1500, 6, 0.3
+    n, steps, noise = 6000, 6, 0.3
     model = WindowDiffusion(prior)
     ahead = model.forecast([1.0], steps=steps, samples=n, seed=0, noise=sd.noise.Gaussian(noise))
     z = ahead["x"].values
@@ -247,7 +247,7 @@ def test_dropout_belongs_to_the_draw_and_not_to_the_batch(trained, name):
     many = trained[name].forecast(x, steps=5, samples=3, seed=4, batch_dim="case")["u"].values
     few = trained[name].forecast(x[:2], steps=5, samples=2, seed=4, batch_dim="case")["u"].values
     np.testing.assert_allclose(few, many[:2, :2], atol=1e-4)
-    assert np.abs(many[0] - many[1]).max() > 1e-3
+    assert np.abs(many[0] - many[1]).max() > 1e-3  # whether by masks or by noise
 
 
 @pytest.mark.parametrize("name", ["dyffusion", "autoregressive"])
