@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sciddiff.covariance.arrays import as_shape, flattened, reciprocal
+from sciddiff.covariance.banded import inverse_diagonal
 from sciddiff.covariance.base import Covariance
 from sciddiff.covariance.bases import Basis
 from sciddiff.errors import InputError
@@ -131,6 +132,11 @@ class Precision(Covariance):
         self.logdet = -float(np.log(self._pivots).sum())
         self._upper = sp.csr_matrix(self._lu.L.T)
         self._lower = sp.csr_matrix(self._lu.L)
+
+    def variance(self) -> torch.Tensor:
+        """The diagonal of ``Q^-1``; in time linear in the size where ``Q`` is banded, in some order of its rows."""
+        found = inverse_diagonal(self.matrix)
+        return super().variance() if found is None else torch.from_numpy(found).reshape(self.shape)
 
     def solve(self, x: torch.Tensor) -> torch.Tensor:
         """``Q x``."""

@@ -24,6 +24,8 @@ from sciddiff.errors import InputError
 __all__ = ["Joint", "joint"]
 
 _FACTORS = 128
+# entries of the matrices whose factors are kept
+_ENTRIES = 2**21
 
 
 class Joint(ABC):
@@ -184,7 +186,7 @@ class _Markov(Joint):
 
         if variance not in self._cache:
             # solvers that choose their own levels would fill the memory with factors
-            if len(self._cache) >= _FACTORS:
+            if len(self._cache) >= _room(self.prior.matrix.nnz):
                 self._cache.pop(next(iter(self._cache)))
             eye = sp.identity(self.prior.rank, format="csc")
             self._cache[variance] = Precision(
@@ -243,7 +245,7 @@ class _Chain(Joint):
     def covariance(self, sigma: float) -> Covariance:
         """``(Q + R/sigma^2)^-1``."""
         if sigma not in self._cache:
-            if len(self._cache) >= _FACTORS:
+            if len(self._cache) >= _room(3 * self.prior.rank):
                 self._cache.pop(next(iter(self._cache)))
             matrix = self._sparse(self.q) + self._sparse(self.r) / sigma**2
             self._cache[sigma] = Precision(self.prior.shape, matrix)
@@ -387,6 +389,11 @@ def _outside() -> InputError:
         got="a prior with mass outside it",
         fix="choose a reference noise that is positive wherever the prior is",
     )
+
+
+def _room(entries: int) -> int:
+    """How many factors of sparse matrices of so many entries are kept."""
+    return max(2, min(_FACTORS, _ENTRIES // max(1, entries)))
 
 
 def _level(covariance: Covariance) -> float | None:

@@ -17,6 +17,7 @@ import torch
 from sciddiff.covariance import Covariance, multiple
 from sciddiff.errors import ConvergenceError, InputError
 from sciddiff.linalg import cg, lanczos_root
+from sciddiff.methods.banded import banded
 from sciddiff.methods.base import Guided, GuidedDenoiser, Run, tweedie
 from sciddiff.noise import Gaussian
 from sciddiff.posterior import check_count
@@ -138,7 +139,8 @@ class MMPS(GuidedDenoiser):
         choice = self.choice(run.posterior)
         run.notes["denoising_covariance"] = choice
         if choice == "gaussian":
-            return _Fixed(self, run, run.prior.gaussian_covariance)
+            given = run.prior.gaussian_covariance
+            return banded(run, given) or _Fixed(self, run, given)
         if choice == "unit":
             return _Fixed(self, run, partial(_unit, run.prior.reference), own=False)
         if choice == "learned":
@@ -146,7 +148,7 @@ class MMPS(GuidedDenoiser):
         if choice == "scalar":
             return _Scalar(self, run)
         if run.prior.covariance(run.prior.sigma_max) is not None:
-            return _Fixed(self, run, run.prior.covariance)
+            return banded(run, run.prior.covariance) or _Fixed(self, run, run.prior.covariance)
         return _Krylov(self, run, guard=choice == "guarded")
 
 

@@ -23,6 +23,8 @@ __all__ = ["WindowPrior"]
 
 # the most entries of the precision of the Gaussian that is carried over to the series, windows counted apart
 _ENTRIES = 2**24
+# values of windows at a time
+_BLOCK = 2**18
 
 
 @final
@@ -30,7 +32,7 @@ class WindowPrior(Prior):
     """A long series whose windows have the law of a prior on ``2k + 1`` states (Rozet and Louppe 2023, algorithm 2).
 
     Time and memory are linear in the length, and all windows go through the prior in batches. One forward of
-    the composed prior is ``length - 2k`` forwards of windows.
+    the composed prior is ``(length - 2k)/stride`` forwards of windows.
 
     The score is exact in the limit of small noise, for a series that is Markov of order k. For a series
     ``z_i = phi z_{i-1} + e_i`` of unit variance the error of ``D`` falls like ``r^k`` with
@@ -51,6 +53,8 @@ class WindowPrior(Prior):
         prior: over windows of an odd number of states, the same wherever the window begins.
         length: number of states; or the space of the series, for its labels.
         dim: the dim of time, in the window's space.
+        stride: how many states are taken from the middle of each window, an odd number as the window's: with more than one
+            a forward takes that many times fewer windows, and a state may be ``(stride - 1)/2`` steps off the centre.
         sigma_max: highest noise level; None takes the window's, raised for exact priors where the longest
             waves of the series need it.
         chunk: windows at a time, for each call; None fits them to memory.
@@ -74,11 +78,13 @@ class WindowPrior(Prior):
         length: int | Space,
         *,
         dim: str = "time",
+        stride: int = 1,
         sigma_max: float | None = None,
         chunk: int | None = None,
     ) -> None:
         self.window, self.dim, self.axis = prior, dim, axis_of(prior.space, dim)
-        self.width, self.chunk = prior.space.sizes[dim], chunk
+        self.width, self.chunk, self.stride = prior.space.sizes[dim], chunk, stride
+        _count("stride", stride)
         if chunk is not None:
             _count("chunk", chunk)
         if self.width % 2 == 0 or self.width < 3:
@@ -87,6 +93,13 @@ class WindowPrior(Prior):
                 expected="a window of an odd number of states, at least 3",
                 got=self.width,
                 fix="a window has a state in the middle and k on either side",
+            )
+        if stride % 2 == 0 or stride > self.width - 2:
+            raise InputError(
+                "stride",
+                expected=f"an odd number of states, at most {self.width - 2} of a window of {self.width}",
+                got=stride,
+                fix="leave states on either side of those that are taken; 1 takes the middle one",
             )
         self.space = _series(prior.space, length, dim)
         shape = prior.space.shape
@@ -107,24 +120,33 @@ class WindowPrior(Prior):
         self.sigma_max = self._highest(sigma_max)
 
     def denoise(self, z: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
-        """Each state from the window around it; the first and last k from the first and last window."""
-        k, axis = self.width // 2, 1 + self.axis
+        """Each state from the window around it; those at the ends from the first and last window."""
+        axis, off = 1 + self.axis, (self.width - self.stride) // 2
         # (windows, batch, *window shape), a view
         windows = z.unfold(axis, self.width, 1).movedim(-1, axis + 1).movedim(axis, 0)
         if isinstance(sigma, torch.Tensor) and sigma.ndim:
             level(sigma, z)
         size = max(1, len(z)) * self.window.space.size
-        step = max(1, 2**21 // size) if self.chunk is None else self.chunk
+        step = max(1, _BLOCK // size) if self.chunk is None else self.chunk
         parts: list[torch.Tensor] = []
-        for block in windows.split(step):
-            many = isinstance(sigma, torch.Tensor) and sigma.ndim
-            s = sigma.repeat(len(block)) if many and isinstance(sigma, torch.Tensor) else sigma
-            d = self.window.denoise(block.flatten(0, 1), s).reshape(block.shape)
+        for block in windows[:: self.stride].split(step):
+            d = self._windows(block, sigma)
             if not parts:
-                parts.append(d[0].narrow(axis, 0, k))
-            parts.append(d.select(axis + 1, k).movedim(0, axis))
-        parts.append(d[-1].narrow(axis, k + 1, k))
+                parts.append(d[0].narrow(axis, 0, off).clone())
+            parts.append(d.narrow(axis + 1, off, self.stride).movedim(0, axis).flatten(axis, axis + 1))
+        # what is left at the end, from the last of all windows
+        done = sum(part.shape[axis] for part in parts)
+        if (len(windows) - 1) % self.stride:
+            d = self._windows(windows[-1:], sigma)
+        left = z.shape[axis] - done
+        parts.append(d[-1].narrow(axis, self.width - left, left))
         return torch.cat(parts, axis)
+
+    def _windows(self, block: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        """The denoiser of some windows ``(windows, batch, *window shape)``."""
+        if isinstance(sigma, torch.Tensor) and sigma.ndim:
+            sigma = sigma.repeat(len(block))
+        return self.window.denoise(block.flatten(0, 1), sigma).reshape(block.shape)
 
     def gaussian_covariance(self, sigma: float) -> Covariance | None:
         """``Cov[z0 | z]`` of the Gaussian series whose windows have the law fitted to the window's prior."""
