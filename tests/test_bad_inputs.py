@@ -63,9 +63,15 @@ PRIOR, SILENT, BENT, NOISE = SilentPrior(), Silent(), Bent(), noise.Gaussian(0.1
 POSTERIOR = PRIOR.given([1.0, 2.0], SILENT, NOISE)
 SERIES = sd.Space({"time": pd.date_range("2000-01-01", periods=6, freq="MS")}, "t")
 SERIES_PRIOR = sd.GaussianPrior(SERIES, cov.white((6,)))
+KELVIN_PRIOR = sd.GaussianPrior(sd.Space(SERIES.coords, {"t": "K"}), cov.white((6,)))
+PAIR_PRIOR = sd.GaussianPrior(sd.Space(SERIES.coords, ["t", "u"]), cov.white((2, 6)))
 MONTHS = pd.Series(np.zeros(3), index=pd.date_range("2000-01-01", periods=3, freq="MS"))
 DRAWS = sd.GaussianPrior(SPACE, EYE).sample(8, seed=0)
 LABELLED = xr.DataArray([1.0, 2.0], dims="station", coords={"station": ["a", "b"]}, attrs={"units": "K"})
+
+
+def in_units(units: str) -> xr.DataArray:
+    return MONTHS.rename_axis("time").to_xarray().assign_attrs(units=units)
 
 
 def given(
@@ -300,6 +306,35 @@ CASES: dict[str, tuple[str, Callable[[], object]]] = {
         "horizon",
         lambda: sd.forecast(SERIES_PRIOR, MONTHS, horizon=["2000-02-01"], seed=0),
     ),
+    "forecast: one unsorted date": (
+        "history",
+        lambda: sd.forecast(SERIES_PRIOR, MONTHS.iloc[[0, 2, 1]], horizon=2, seed=0),
+    ),
+    "forecast: a duplicated time": (
+        "history",
+        lambda: sd.forecast(SERIES_PRIOR, pd.concat([MONTHS, MONTHS[-1:]]), horizon=2, seed=0),
+    ),
+    "forecast: a unit mismatch": (
+        "history",
+        lambda: sd.forecast(KELVIN_PRIOR, in_units("degC"), horizon=2, seed=0),
+    ),
+    "forecast: a covariate with a hole": (
+        "covariates",
+        lambda: sd.forecast(PAIR_PRIOR, MONTHS.rename("t"), horizon=2, covariates=MONTHS.rename("u"), seed=0),
+    ),
+    "forecast: errors of zero": (
+        "obs_std",
+        lambda: sd.forecast(SERIES_PRIOR, MONTHS, horizon=2, obs_std=0.0, seed=0),
+    ),
+    "forecast: noise twice": (
+        "noise",
+        lambda: sd.forecast(SERIES_PRIOR, MONTHS, horizon=2, obs_std=0.1, noise=NOISE, seed=0),
+    ),
+    "forecast: no context": (
+        "context",
+        lambda: sd.forecast(SERIES_PRIOR, MONTHS, horizon=2, context=0, seed=0),
+    ),
+    "impute: infinity": ("series", lambda: sd.impute(SERIES_PRIOR, MONTHS + np.inf, seed=0)),
     "forecast: nothing ahead": ("horizon", lambda: sd.forecast(SERIES_PRIOR, MONTHS, horizon=0, seed=0)),
     "forecast: no dates": ("history", lambda: sd.forecast(SERIES_PRIOR, [1.0, 2.0], horizon=2, seed=0)),
     "impute: unsorted dates": ("series", lambda: sd.impute(SERIES_PRIOR, MONTHS[::-1], seed=0)),

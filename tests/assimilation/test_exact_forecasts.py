@@ -257,3 +257,35 @@ def test_irregular_times_beyond_a_window_are_exact_for_a_markov_process():
             np.full(45, 3.0), k, np.arange(past), series.to_numpy()[:past], np.full(past, 1e-8)
         )
         assert_law(ahead["t"].values, mean[past:], covariance[past:, past:])
+
+
+@pytest.mark.slow
+def test_a_network_that_was_trained_with_a_driver_follows_it_from_window_to_window():
+    rng = np.random.default_rng(0)
+    dates = pd.date_range("2000-01", periods=616, freq="MS")
+    wind = np.sin(np.arange(616) / 3) + 0.3 * rng.standard_normal(616)
+    x = np.zeros(616)
+    for t in range(1, 616):
+        x[t] = 0.6 * x[t - 1] + 0.5 * rng.standard_normal()
+    load = x + 2 * wind
+    windows = [np.lib.stride_tricks.sliding_window_view(v, 16)[:600] for v in (load, wind)]
+    prior = sd.train(
+        windows[0],
+        sd.Space({"time": dates[:16]}, {"load": "MW"}),
+        covariates=windows[1][:, None],
+        covariate_names={"wind": "m/s"},
+        network="mlp",
+        settings={"width": 32, "depth": 1},
+        steps=300,
+        batch=64,
+        seed=0,
+    )
+    past, known = pd.Series(load[:100], dates[:100]), pd.DataFrame({"wind": wind[:130]}, dates[:130])
+    ahead = sd.forecast(
+        prior, past, horizon=30, covariates=known, period=1, obs_std=0.01, samples=100, seed=0
+    )["load"]
+    # far from the history only the driver is known: the response is 2 and the rest is stationary
+    far = slice(6, 30)
+    response = np.polyfit(wind[100:130][far], ahead.mean("sample").values[far], 1)[0]
+    assert abs(response - 2) < 0.2
+    assert abs(float(ahead.std("sample")[far].mean()) / (0.5 / 0.8) - 1) < 0.15
