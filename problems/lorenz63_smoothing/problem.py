@@ -16,7 +16,7 @@ import sciddiff as sd
 from sciddiff.assimilation import FFBS, EnKS
 from sciddiff.assimilation.variational import Weak4DVar
 from sciddiff.bench.catalog import module
-from sciddiff.bench.problem import Problem
+from sciddiff.bench.problem import Figure, Metric, Problem, Result
 from sciddiff.solvers.langevin import AnnealedLangevin
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def load(seed: int = 0) -> Problem:
     truth = twin.truths(1, seed)
     posterior = twin.posterior(setting, twin.observe(setting, truth, seed), prior)
     (seen,) = posterior.observations
-    y = seen.operator.codomain.dataset(seen.y)
+    y = seen.operator.codomain.dataset(seen.y[0])
     return Problem(
         "lorenz63_smoothing",
         TITLE,
@@ -131,3 +131,201 @@ def experiment(
         "learned prior": learned,
     }
     return Experiment(setting, truth, y, {n: twin.states(d) for n, d in draws.items()}), learned
+
+
+def run(*, seed: int = 0, progress: bool | None = None, cases: int = CASES, samples: int = SAMPLES) -> Result:
+    """The four settings, all methods, and the learned prior's own errors."""
+    prior = sd.load_prior(HERE / "prior")
+    experiments, labelled = {}, None
+    for name in twin.SETTINGS:
+        experiments[name], drawn = experiment(
+            name, prior, cases=cases, samples=samples, seed=seed, progress=progress
+        )
+        labelled = drawn if labelled is None else labelled
+    own = unconditional(prior, seed=seed)
+    scores = {n: {m: e.scores(m) for m in e.draws} for n, e in experiments.items()}
+    tables = {
+        f"{'One mode' if n in ('lo', 'hi') else 'Two modes'}: {e.setting.title}": [
+            row(m, e, scores[n]) for m in e.draws
+        ]
+        for n, e in experiments.items()
+    }
+    tables["The learned prior against the law that it learnt"] = [
+        {
+            "": label,
+            "log p(x)": f"{v['log_prior']:.1f} ± {v['se']:.1f}",
+            "bias of increments [sd]": f"{v['bias']:.3f}",
+            "variance of increments": f"{v['variance']:.3f}",
+        }
+        for label, v in own.items()
+    ]
+    assert labelled is not None
+    return Result(
+        metrics(experiments, scores, own),
+        labelled,
+        pictures(experiments),
+        tables,
+        NOTES,
+        {"seed": seed, "cases": cases, "samples": samples, "particles": REFERENCE.particles},
+        headline=["lo_spread_ratio", "hi_spread_ratio", "uneven_weight_error"],
+    )
+
+
+NOTES = [
+    "log p(x) is that of all states given the first, in the system's units; log p(y | x) that of standardised observations. "
+    "The distance W1 is to as many draws of FFBS, and that of a second run of FFBS is what draws alone cost.",
+    "log p(x) above that of FFBS means increments that are too small, not better draws.",
+    "EnKS and 4D-Var know the model and the learned prior does not. Where there are two modes, both know Gaussians alone: "
+    "4D-Var ends in the mode that each start leads to, and EnKS between the modes.",
+]
+
+
+def unconditional(prior: sd.Prior, *, samples: int = 128, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Draws of the prior and true trajectories: log density, and mean and variance of the increments."""
+    drawn = prior.sample(samples, solver=AnnealedLangevin(steps=40, corrections=1), seed=seed)
+    sets = {
+        "draws of the learned prior": twin.states(drawn.expand_dims("case", 1))[:, 0],
+        "true trajectories": twin.truths(samples, seed + 1),
+    }
+    out = {}
+    for label, x in sets.items():
+        density, noise = twin.log_prior(x), twin.increments(x)
+        out[label] = {
+            "log_prior": float(density.mean()),
+            "se": float(density.std() / len(density) ** 0.5),
+            "bias": float(noise.mean((0, 1)).abs().max()),
+            "variance": float(noise.square().mean()),
+        }
+    return out
+
+
+def row(name: str, e: Experiment, scores: dict[str, dict[str, np.ndarray]]) -> dict[str, str]:
+    """One line of the table of a setting."""
+    s, base = scores[name], scores["FFBS"]
+    knows = "no" if name == "learned prior" else "yes"
+    out = {"method": name, "knows the model": knows}
+    out |= {
+        "log p(x)": f"{s['log_prior'].mean():.1f}",
+        "log p(y | x)": f"{s['log_likelihood'].mean():.1f}",
+        "RMSE of the mean": f"{s['rmse'].mean():.3f}",
+        "spread": f"{s['spread'].mean():.3f}",
+        "spread / FFBS": f"{s['spread'].mean() / base['spread'].mean():.2f}",
+        "W1": "" if name == "FFBS" else f"{s['w1'].mean():.1f}",
+    }
+    if two_modes(e):
+        exact = twin.weight(e.setting, e.draws["FFBS"], e.y).numpy()
+        out["P(x > 0), mean"] = f"{s['weight'].mean():.2f}"
+        out["exact, mean"] = f"{exact.mean():.2f}"
+        out["largest error of a trajectory"] = f"{np.abs(s['weight'] - exact).max():.2f}"
+    return out
+
+
+def two_modes(e: Experiment) -> bool:
+    """Whether the sign of x is left open."""
+    return e.setting.title.startswith("z")
+
+
+def metrics(
+    experiments: dict[str, Experiment],
+    scores: dict[str, dict[str, dict[str, np.ndarray]]],
+    own: dict[str, dict[str, float]],
+) -> dict[str, Metric]:
+    """What the learned prior and the smaller particle smoother are off by."""
+    out = {}
+    for n, e in experiments.items():
+        s, base = scores[n]["learned prior"], scores[n]["FFBS"]
+        for key, words in (("rmse", "RMSE of the mean"), ("spread", "spread")):
+            if not two_modes(e):
+                ratio = float(s[key].mean() / base[key].mean())
+                out[f"{n}_{key}_ratio"] = Metric(
+                    ratio,
+                    "1",
+                    1.0,
+                    "FFBS",
+                    f"{words} of the learned prior over FFBS, {e.setting.title}",
+                    "nearer",
+                )
+        if two_modes(e):
+            exact = twin.weight(e.setting, e.draws["FFBS"], e.y).numpy()
+            off = float((s["weight"] - exact).mean())
+            out[f"{n}_weight_error"] = Metric(
+                off,
+                "1",
+                0.0,
+                "symmetry",
+                f"error of the weight of a mode, learned prior, {e.setting.title}",
+                "nearer",
+            )
+    learned, true = own["draws of the learned prior"], own["true trajectories"]
+    out["prior_log_density"] = Metric(
+        learned["log_prior"],
+        "1",
+        true["log_prior"],
+        "true trajectories",
+        "log p(x) of draws of the prior",
+        "nearer",
+    )
+    out["prior_increment_variance"] = Metric(
+        learned["variance"],
+        "1",
+        1.0,
+        "the model",
+        "variance of increments of the prior, over the model's",
+        "nearer",
+    )
+    return out
+
+
+def pictures(experiments: dict[str, Experiment]) -> dict[str, Figure]:
+    """Draws beside the truth, and the sign of x where it is left open."""
+    import matplotlib.pyplot as plt
+
+    times = np.arange(twin.LENGTH) * twin.data.SYSTEM.dt
+    shown = {"FFBS": "FFBS, with the model", "learned prior": "learned prior"}
+    lines, axes = plt.subplots(4, 2, figsize=(7.4, 7.6), sharex=True, sharey="row", layout="constrained")
+    for i, e in enumerate(experiments.values()):
+        for ax, (method, label) in zip(axes[i], shown.items(), strict=True):
+            x = e.draws[method][:32, 0, :, 0].numpy()
+            ax.plot(times, x.T, color="#0072b2", lw=0.5, alpha=0.5, label=["draws"] + [None] * (len(x) - 1))
+            ax.plot(times, e.truth[0, :, 0], color="black", lw=1.4, label="truth")
+            for instrument, seen in zip(e.setting.instruments, e.y, strict=True):
+                if instrument.variable == "x":
+                    at = list(instrument.times)
+                    ax.plot(times[at], seen[0], "o", ms=3, color="#d55e00", mew=0, label="data")
+            if i == 0:
+                ax.set_title(label, fontsize=10)
+                ax.legend(frameon=False, fontsize=8, loc="lower right")
+        axes[i, 0].set_ylabel(
+            f"{e.setting.title.replace(', sd', chr(10) + 'sd').replace(', and', chr(10) + 'and')}\n\nx",
+            fontsize=8,
+        )
+    for ax in axes[-1]:
+        ax.set_xlabel("time")
+    bars, axes = plt.subplots(1, 2, figsize=(7.4, 2.8), layout="constrained", sharey=True)
+    open_signs = [e for e in experiments.values() if two_modes(e)]
+    for ax, e in zip(axes, open_signs, strict=True):
+        bins = np.linspace(-22, 22, 45)
+        for method, style in (("FFBS", {"histtype": "stepfilled", "color": "0.8"}), *HISTOGRAMS.items()):
+            x = e.draws[method][:, 0, e.setting.sign_at, 0].numpy()
+            ax.hist(x, bins, density=True, label=method, **style)
+        ax.axvline(float(e.truth[0, e.setting.sign_at, 0]), color="black", lw=1, ls=":", label="truth")
+        ax.set_xlabel("x in the middle of the trajectory")
+        ax.set_title(e.setting.title, fontsize=9)
+    axes[0].set_ylabel("density")
+    axes[0].legend(frameon=False, fontsize=8)
+    return {
+        "draws": Figure(
+            lines, "Draws of x of one trajectory in the four settings, with the truth and what was seen of x."
+        ),
+        "modes": Figure(
+            bars,
+            "x in the middle of one trajectory where z alone is seen (left), and x once, with a large error (right).",
+        ),
+    }
+
+
+HISTOGRAMS = {
+    "learned prior": {"histtype": "step", "color": "#0072b2", "lw": 1.5},
+    "EnKS": {"histtype": "step", "color": "#009e73", "lw": 1.2},
+    "4D-Var": {"histtype": "step", "color": "#d55e00", "lw": 1.2},
+}

@@ -38,10 +38,13 @@ class AnnealedLangevin(Solver):
         steps: number of noise levels above 0.
         schedule: how they are spaced; geometrically by default, so that every scale has as many.
         corrections: Langevin steps at each level.
-        size: h, in units of sigma squared, below 2.
+        size: h, in units of sigma squared, below 2. Guidance adds to the stiffness: a likelihood of variance ``R + gamma
+            sigma^2`` (`MMPS` with "scalar") needs ``h < 2/(1 + sigma^2 J^2/(R + gamma sigma^2))``, with J the slope of D.
+        below: correct only at levels up to this one, in normalised units; default all. Where the likelihood of a noisy
+            state is a rough guess, settling on it helps little.
 
     Raises:
-        InputError: on fewer than one correction or a size outside (0, 2).
+        InputError: on fewer than one correction, a size outside (0, 2) or a level that is not positive.
 
     Example:
         >>> AnnealedLangevin(steps=48, corrections=8).size
@@ -58,6 +61,7 @@ class AnnealedLangevin(Solver):
     schedule: Schedule = field(default_factory=Exponential)
     corrections: int = 4
     size: float = 0.5
+    below: float = math.inf
 
     def __post_init__(self) -> None:
         count = self.corrections
@@ -74,6 +78,11 @@ class AnnealedLangevin(Solver):
                 fix="0.5 is a good start",
             )
 
+        if isinstance(self.below, bool) or not self.below > 0:
+            raise InputError(
+                "below", expected="a positive number", got=repr(self.below), fix="leave it out for all levels"
+            )
+
     def stepper(self, denoise: Denoiser, noise: Noiser) -> Step:
         """See `Solver.stepper`; one noise for the step to the level, and one more than there are corrections."""
 
@@ -81,6 +90,8 @@ class AnnealedLangevin(Solver):
             y = torch.lerp(denoise(x, s), x, (t / s) ** 2)
             if t == 0:
                 return y
+            if t > self.below:
+                return y.add_(noise(), alpha=t * math.sqrt(1 - (t / s) ** 2))
             # the state is y + g, so that much of the noise of the level is left to g
             y.add_(noise(), alpha=t * math.sqrt(max(1 - (t / s) ** 2 - self.size / 2, 0.0)))
             half = t * math.sqrt(self.size / 2)
