@@ -32,7 +32,8 @@ class KuramotoSivashinsky(System):
 
     Args:
         sites: points of the grid, at least 8. The dissipation wants about one per unit of length, and more do not hurt.
-        length: of the ring. Chaos is the rule from about 22 on, where one Lyapunov time is some 20 units of time.
+        length: of the ring. Chaos is the rule from 22 on, where a Lyapunov time is some 20 units of time, with
+            exceptions: at 32, for one, differences do not grow in the end.
         dt: length of a step.
 
     Example:
