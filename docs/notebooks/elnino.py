@@ -159,7 +159,7 @@ fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.2), layout="constrained")
 sd.plot.coverage(forecasts, happened, ax=axes[0])
 sd.plot.rank_histogram(forecasts, happened, ax=axes[1])
 # %% [markdown]
-# The grey bands are what chance alone would do. The intervals hold the truth about as often as they say (88 % instead of
+# The grey bands are what chance alone would do. The intervals hold the truth about as often as they say (89 % instead of
 # 90 %), but the ranks lean to the right: the truth is too often among the warmest draws. These years were 0.35 °C
 # warmer than the training years, which no prior of the earlier years can know. Sixty overlapping forecasts share
 # their El Niños and are few; the benchmark problem takes every month as an origin, and compares with an

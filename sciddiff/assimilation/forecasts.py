@@ -256,7 +256,7 @@ def _one_noise(noise: Noise | None, obs_std: Any) -> tuple[Noise | None, Any]:
             "noise",
             expected="a Noise",
             got=type(noise).__name__,
-            fix="pass an instance, for example noise.StudentT(0.1, 4), or a number as obs_std",
+            fix="pass an instance, for example noise.StudentT(4, 0.1), or a number as obs_std",
         )
     if not isinstance(noise, Gaussian):
         return noise, None
