@@ -289,3 +289,17 @@ def test_a_network_that_was_trained_with_a_driver_follows_it_from_window_to_wind
     response = np.polyfit(wind[100:130][far], ahead.mean("sample").values[far], 1)[0]
     assert abs(response - 2) < 0.2
     assert abs(float(ahead.std("sample")[far].mean()) / (0.5 / 0.8) - 1) < 0.15
+
+
+def test_a_gap_is_filled_given_its_driver_in_every_window():
+    space = sd.Space({"time": np.arange(9)}, {"load": "MW", "wind": "m/s"})
+    prior = sd.GaussianPrior(space, sd.covariance.dense(joint(9), (2, 9)))
+    both = (np.linalg.cholesky(joint(24)) @ np.random.default_rng(5).standard_normal(48)).reshape(2, 24)
+    load = pd.Series(both[0]).where(~np.isin(np.arange(24), [3, 4, 10, 11, 12, 17]))
+    wind = pd.DataFrame({"wind": both[1]})
+    filled = sd.impute(prior, load, covariates=wind, context=4, obs_std=0.02, samples=N, seed=0)
+    known = np.r_[np.flatnonzero(load.notna()), 24:48]
+    errors = np.r_[np.full(18, 0.02**2), np.zeros(24)]
+    mean, covariance = conditional(np.zeros(48), joint(24), known, both.ravel()[known], errors)
+    assert filled.attrs["windows"] > 2 and list(filled.data_vars) == ["load"]
+    assert_law(filled["load"].values, mean[:24], covariance[:24, :24])

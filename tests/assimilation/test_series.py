@@ -314,3 +314,17 @@ def test_a_series_is_read_in_the_order_of_the_variables_with_nullable_numbers():
     text = io.StringIO("time,t\n2005-03-01,1.5\n2005-04-01,\n2005-05-01,2.5\n")
     series = pd.read_csv(text, index_col="time", parse_dates=True)
     assert sd.forecast(PRIOR, series, horizon=1, samples=2, seed=0).sizes["time"] == 1
+
+
+def test_a_frame_of_sites_is_one_variable_on_two_dims():
+    space = sd.Space({"time": DATES.values, "site": ["pier", "buoy"]}, {"t": "degC"})
+    prior = sd.GaussianPrior(space, sd.covariance.dense(np.kron(KERNEL, [[1, 0.5], [0.5, 1]]), (12, 2)))
+    frame = pd.DataFrame({"pier": months(), "buoy": months() + 1})
+    frame.iloc[3, 0] = np.nan
+    ahead = sd.forecast(prior, frame, horizon=2, obs_std=np.full((8, 2), 0.1), samples=3, seed=0)["t"]
+    array = xr.DataArray(frame.to_numpy(), {"time": frame.index, "site": ["pier", "buoy"]})
+    same = sd.forecast(prior, array, horizon=2, obs_std=0.1, samples=3, seed=0)["t"]
+    np.testing.assert_array_equal(ahead, same)
+    assert quantile_frame(ahead.to_dataset()).columns.names == ["variable", "site", "quantile"]
+    with pytest.raises(InputError, match="site"):
+        sd.forecast(prior, frame[["buoy", "pier"]], horizon=2, seed=0)
