@@ -34,7 +34,7 @@ from sciddiff.training.objective import Levels
 from sciddiff.training.run import Plan, Training
 from sciddiff.training.trainer import _network
 
-__all__ = ["train_process"]
+__all__ = ["AtTimes", "Sections", "train_process"]
 
 _PAIRS = 200_000
 _SECTIONS = 2048
@@ -134,7 +134,7 @@ def train_process(
         normal = None if sigmas == "log-uniform" else sigmas
         law = Levels(regular.sigma_min, regular.sigma_max, normal)
         folder = None if out is None else Path(out)
-        at_times = _AtTimes(regular, prior.gap, prior.length)
+        at_times = AtTimes(regular, prior.gap, prior.length)
         run = Training(regular, plan, law, sections, None, None, folder, knowing=at_times)
         run.begin(resume)
         run.go(progress)
@@ -230,13 +230,20 @@ class Sections(Source):
 
 
 @final
-class _AtTimes:
-    """The skip path and the network of a batch whose rows have times of their own."""
+class AtTimes:
+    """The skip path and the network of a batch whose rows have times of their own, for `Training`.
+
+    Args:
+        prior: at any times, for its variables.
+        gap: a typical gap.
+        length: of the noise.
+    """
 
     def __init__(self, prior: NeuralPrior, gap: float, length: float) -> None:
         self.prior, self.gap, self.length = prior, gap, length
 
     def __call__(self, network: nn.Module, times: Tensor | None) -> tuple[Preconditioning, Any]:
+        """Those of a batch at ``times`` ``(batch, 1, n)``."""
         assert times is not None and isinstance(network, Told)
         channels = len(self.prior.space.components)
         space = Space({"time": times.shape[-1]}, self.prior.space.variables)

@@ -17,6 +17,7 @@ from sciddiff.errors import InputError
 from sciddiff.networks import Transformer
 from sciddiff.priors import NeuralPrior, Normalisation, ProcessPrior, load_prior
 from sciddiff.training import train_process
+from sciddiff.training.process import AtTimes
 
 RNG = np.random.default_rng(0)
 LENGTH, MEAN, SD = 3.0, 20.0, 4.0
@@ -67,6 +68,17 @@ def conditioned(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     y = np.where(SEEN, x + noise * np.random.default_rng(4).standard_normal(24), np.nan)
     gain = k[:, SEEN] @ np.linalg.inv(k[np.ix_(SEEN, SEEN)] + noise**2 * np.eye(SEEN.sum()))
     return y, MEAN + gain @ (y[SEEN] - MEAN), k - gain @ k[SEEN]
+
+
+@pytest.mark.parametrize("length", [1.0, 10.0])
+def test_the_network_is_shown_the_times_in_their_own_units(length: float):
+    """The closed form at the times that it is shown is that of the times of the prior."""
+    at = closed(length=length).at(TIMES)
+    own, noise = kernel(TIMES, TIMES), kernel(TIMES, TIMES, length)
+    z = RNG.standard_normal((3, 24))
+    for sigma in (0.1, 1.0, 10.0):
+        exact = z @ np.linalg.solve(own + sigma**2 * noise, own)
+        np.testing.assert_allclose(at.denoise(torch.from_numpy(z), sigma), exact, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("length", [1.0, 10.0])
@@ -160,6 +172,23 @@ def test_a_little_training_brings_the_denoiser_nearer_to_the_process_than_the_sk
             ours, linear = ((learnt - exact) ** 2).mean(1), ((skip - exact) ** 2).mean(1)
             gain = 0.8 * linear - ours
             assert gain.mean() > 4 * gain.std() / np.sqrt(n), (times, sigma, ours.mean() / linear.mean())
+
+
+def test_in_training_every_row_is_denoised_as_by_the_prior_at_its_own_times():
+    prior = closed()
+    rows = np.sort(np.random.default_rng(5).uniform(0.0, 9.0, (3, 7)), 1)
+    at = [prior.at(t) for t in rows]
+    known = AtTimes(at[0], prior.gap, prior.length)
+    skip, told = known(at[0].network, torch.from_numpy(rows)[:, None])
+    z, sigma = (
+        torch.from_numpy(RNG.standard_normal((3, 7))),
+        torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64),
+    )
+    together = skip.denoise(told, z, sigma)
+    white = torch.from_numpy(RNG.standard_normal((3, 7)))
+    for i, one in enumerate(at):
+        torch.testing.assert_close(together[i], one.denoise(z[i : i + 1], sigma[i])[0])
+        torch.testing.assert_close(skip.reference.sqrt(white)[i], one.reference.sqrt(white[i]))
 
 
 def test_the_likeliest_memory_is_found():
