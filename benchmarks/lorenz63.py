@@ -5,7 +5,6 @@ over trajectories with the standard error of that mean; ratios are of means over
 
     python benchmarks/lorenz63.py model lo hi even uneven    # methods that know the model
     python benchmarks/lorenz63.py learned lo hi even uneven  # methods on the learned prior
-    python benchmarks/lorenz63.py prior                      # what the prior itself is off by
 """
 
 from __future__ import annotations
@@ -25,20 +24,12 @@ from sciddiff.assimilation import FFBS, EnKS
 from sciddiff.assimilation.variational import Weak4DVar
 from sciddiff.bench.cache import cached
 from sciddiff.bench.catalog import module
-from sciddiff.solvers.langevin import AnnealedLangevin
 
 HERE = Path(__file__).resolve().parent
 KEPT, PROBLEM = HERE / "lorenz63.json", HERE.parent / "problems" / "lorenz63_smoothing"
 twin = module(PROBLEM, "twin")
 CASES, DRAWS, PARTICLES = 16, 128, 16384
 LEARNED_DRAWS = 32
-
-LEARNED: dict[str, tuple[Any, Any]] = {
-    "MMPS scalar, AnnealedLangevin": (
-        sd.MMPS("scalar", gamma=0.03),
-        AnnealedLangevin(steps=40, corrections=3),
-    ),
-}
 
 
 def case_data(name: str, cases: int) -> tuple[Any, torch.Tensor, list[torch.Tensor]]:
@@ -86,7 +77,14 @@ def smoothed(setting: Any, y: list[torch.Tensor], law: Any, method: Any, seed: i
     return torch.cat(parts, 1)
 
 
-def with_model(name: str) -> dict[str, Any]:
+def keep(what: str, name: str, rows: dict[str, Any]) -> None:
+    """Put rows beside those that were measured before."""
+    kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    kept.setdefault(what, {}).setdefault(name, {}).update(rows)
+    KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def with_model(name: str) -> None:
     """Rows of methods that know the model."""
     setting, truth, y = case_data(name, CASES)
     found = reference(name)
@@ -94,7 +92,7 @@ def with_model(name: str) -> dict[str, Any]:
     rows: dict[str, Any] = {
         f"FFBS, {PARTICLES} particles (reference)": summary(base, None) | weights(setting, found, y, found)
     }
-    print(name, rows, flush=True)
+    keep("model", name, rows)
     law, smooth = twin.model(), twin.model(twin.gaussian())
     methods: dict[str, tuple[Any, Any]] = {
         f"FFBS, {PARTICLES // 2} particles": (law, FFBS(particles=PARTICLES // 2)),
@@ -108,7 +106,7 @@ def with_model(name: str) -> dict[str, Any]:
         rows[label] = summary(twin.scores(setting, x, truth, y, found), base)
         rows[label] |= {"seconds": round(time.process_time() - started, 1)} | weights(setting, x, y, found)
         print(name, label, rows[label], flush=True)
-    return rows
+        keep("model", name, rows)
 
 
 def weights(setting: Any, x: torch.Tensor, y: list[torch.Tensor], found: torch.Tensor) -> dict[str, float]:
@@ -120,33 +118,30 @@ def weights(setting: Any, x: torch.Tensor, y: list[torch.Tensor], found: torch.T
     }
 
 
-def with_prior(name: str) -> dict[str, Any]:
+def with_prior(name: str) -> None:
     """Rows of methods on the learned prior."""
     setting, truth, y = case_data(name, CASES)
     found = reference(name)
     base = twin.scores(setting, found, truth, y)
     posterior = twin.posterior(setting, y, sd.load_prior(PROBLEM / "prior"))
     rows: dict[str, Any] = {}
-    for label, (method, solver) in LEARNED.items():
+    problem = module(PROBLEM, "problem")
+    for label, method, solver in [("learned prior", problem.METHOD, problem.SOLVERS[name])]:
         started = time.process_time()
         x = twin.states(posterior.sample(LEARNED_DRAWS, method, solver=solver, seed=0, progress=False))
         rows[label] = summary(twin.scores(setting, x, truth, y, found), base)
         rows[label] |= {"seconds": round(time.process_time() - started, 1)} | weights(setting, x, y, found)
         print(name, label, rows[label], flush=True)
-    return rows
+        keep("learned", name, rows)
 
 
 def main(arguments: list[str]) -> None:
     """Measure what is named and keep it beside what was measured before."""
-    kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    what, names = arguments[0], arguments[1:]
-    measure = {"model": with_model, "learned": with_prior}[what]
-    for name in names:
+    measure = {"model": with_model, "learned": with_prior}[arguments[0]]
+    for name in arguments[1:]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            rows = measure(name)
-        kept.setdefault(what, {}).setdefault(name, {}).update(rows)
-        KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+            measure(name)
 
 
 if __name__ == "__main__":
