@@ -327,19 +327,18 @@ def _fit_attrs(fit: Any) -> dict[str, Any]:
 
 
 def _simulated(state: Any, steps: int, samples: int, seed: int) -> np.ndarray:
-    """Paths ``(samples, steps)`` of a state space model from the end of its data on."""
-    parts = ("design", "obs_intercept", "obs_cov", "transition", "state_intercept", "selection", "state_cov")
-    Z, d, H, T, c, R, Q = (getattr(state, name)[..., -1] for name in parts)
+    """Paths ``(samples, steps)`` of a SARIMAX, whose states are seen without error, from the end of its data on."""
+    parts = ("design", "obs_intercept", "transition", "state_intercept", "selection", "state_cov")
+    Z, d, T, c, R, Q = (getattr(state, name)[..., -1] for name in parts)
     streams = Streams(seed, range(samples), purpose="paths of a state space model")
-    n = len(T)
-    first, shocks, errors = (
-        streams.normal(shape, dtype=torch.float64).numpy() for shape in ((n,), (steps, len(Q)), (steps,))
+    first, shocks = (
+        streams.normal(shape, dtype=torch.float64).numpy() for shape in ((len(T),), (steps, len(Q)))
     )
     x = state.predicted_state[:, -1] + first @ _root(state.predicted_state_cov[..., -1]).T
     moves = shocks @ (R @ _root(Q)).T
     out = np.empty((samples, steps))
     for k in range(steps):
-        out[:, k] = x @ Z[0] + d[0] + errors[:, k] * np.sqrt(H[0, 0])
+        out[:, k] = x @ Z[0] + d[0]
         x = x @ T.T + c + moves[:, k]
     return out
 
