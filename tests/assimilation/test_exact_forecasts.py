@@ -93,6 +93,18 @@ def test_a_gap_in_a_long_series_is_drawn_given_both_its_sides(markov, series):
     assert_law(filled["t"].values, mean, covariance)
 
 
+def test_values_of_a_noisy_series_are_drawn_given_what_follows_them_in_the_window():
+    space = sd.Space({"time": np.arange(24)}, {"t": "degC"})
+    prior = sd.GaussianPrior(space, sd.covariance.dense(scipy.linalg.toeplitz(autocovariance(24))))
+    k = scipy.linalg.toeplitz(autocovariance(60))
+    rng = np.random.default_rng(6)
+    y = np.linalg.cholesky(k + 4 * np.eye(60)) @ rng.standard_normal(60)
+    drawn = sd.impute(prior, pd.Series(y), obs_std=2.0, context=10, samples=N, seed=0)
+    mean, covariance = conditional(np.zeros(60), k, np.arange(60), y, np.full(60, 4.0))
+    assert drawn.attrs["windows"] > 3
+    assert_law(drawn["t"].values, mean, covariance)
+
+
 def test_irregular_times_errors_of_each_value_and_correlated_variables_are_exact():
     rng = np.random.default_rng(1)
     dates = pd.Timestamp("2001-01-01") + pd.to_timedelta(np.sort(rng.uniform(0, 60, 25)), unit="D")
