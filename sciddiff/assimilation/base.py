@@ -71,7 +71,8 @@ class Ensemble:
             return self.x.var(1)
         weights = self._weights()
         square = (weights * (self.x - self.mean()[:, None]) ** 2).sum(1)
-        return square / (1 - weights.square().sum(1)).clamp_min(torch.finfo(weights.dtype).tiny)
+        # where one member holds all the weight the numerator is rounding too
+        return square / (1 - weights.square().sum(1)).clamp_min(1e-6)
 
     def ess(self) -> torch.Tensor:
         """How many members of equal weight it is worth, ``(cases,)``."""

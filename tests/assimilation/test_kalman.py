@@ -1,0 +1,176 @@
+"""The Kalman smoother and 4D-Var against dense Gaussian algebra."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import sciddiff as sd
+from sciddiff.assimilation import Kalman, KalmanFilter, StateSpaceModel, Weak4DVar, kalman_moments
+from sciddiff.assimilation.variational import minimise
+from sciddiff.errors import DivergenceError, InputError, MethodError
+
+sys.path.append(str(Path(__file__).parent))
+
+from linear_gaussian import TIMES, D, assimilation, dense, errors, model, observations, operator
+
+N = 4000
+
+
+def values(draws) -> np.ndarray:
+    """``(n, times * d)``."""
+    x = draws["x"].values
+    return x.reshape(len(x), -1)
+
+
+def agree(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray, z: float = 4.5) -> None:
+    """Independent rows ``(n, d)`` have this Gaussian's mean and covariance, each entry within z standard errors."""
+    n, variance = len(x), np.diag(covariance)
+    assert (np.abs(x.mean(0) - mean) < z * np.sqrt(variance / n)).all()
+    error = np.sqrt((np.outer(variance, variance) + covariance**2) / n)
+    assert (np.abs(np.cov(x.T) - covariance) < z * error).all()
+
+
+def test_the_smoother_is_dense_gaussian_algebra_with_gaps():
+    found, exact = kalman_moments(assimilation()), dense()
+    np.testing.assert_allclose(found.mean.flatten(), exact.mean, atol=1e-8)
+    assert abs(found.log_likelihood - exact.log_likelihood) < 1e-8
+    for k in range(TIMES):
+        np.testing.assert_allclose(found.covariance[k], exact.at(k)[1], atol=1e-8)
+        mean, covariance = dense(until=k).at(k)
+        np.testing.assert_allclose(found.filter_mean[k], mean, atol=1e-8)
+        np.testing.assert_allclose(found.filter_covariance[k], covariance, atol=1e-8)
+        mean, covariance = dense(until=k - 1).at(k)
+        np.testing.assert_allclose(found.forecast_mean[k], mean, atol=1e-8)
+        np.testing.assert_allclose(found.forecast_covariance[k], covariance, atol=1e-8)
+
+
+def test_two_instruments_are_one_with_all_their_values():
+    y = np.full((TIMES, 1), 0.3)
+    part = sd.operators.Points.at_indices(sd.Space({"value": D}), [2])
+    both = assimilation().given(y, part, sd.noise.Gaussian(0.7))
+    alone = model().given(y, part, sd.noise.Gaussian(0.7))
+    stacked = alone.given(observations(), operator(), errors())
+    np.testing.assert_allclose(kalman_moments(both).mean, kalman_moments(stacked).mean, atol=1e-10)
+    assert not np.allclose(kalman_moments(both).mean, kalman_moments(assimilation()).mean, atol=1e-2)
+
+
+def test_drawn_trajectories_have_the_exact_mean_and_covariance_across_times():
+    exact = dense()
+    draws = assimilation().sample(N, Kalman(), seed=0)
+    agree(values(draws), exact.mean, exact.covariance)
+    assert draws.attrs["law"] == "smoothing"
+    assert abs(draws.attrs["log_evidence"] - exact.log_likelihood) < 1e-8
+
+
+def test_drawn_filter_states_have_the_exact_law_of_each_time():
+    draws = assimilation().sample(N, KalmanFilter(), seed=0)
+    assert draws.attrs["law"] == "filtering"
+    for k in range(TIMES):
+        agree(draws["x"].values[:, k], *dense(until=k).at(k))
+
+
+def test_a_model_without_error_is_drawn_along_its_own_path():
+    seen = assimilation(noise=False)
+    draws = seen.sample(50, Kalman(), seed=0)
+    x = torch.from_numpy(draws["x"].values)
+    there = seen.model.advance(x[:, :-1].flatten(0, 1)).reshape(x[:, 1:].shape)
+    assert float((there - x[:, 1:]).abs().max()) < 1e-6
+    assert float(x[:, 0].std(0).min()) > 1e-3
+
+
+@pytest.mark.parametrize("method", [Kalman(), KalmanFilter(), Weak4DVar()])
+def test_a_draw_depends_on_its_seed_and_number_alone(method):
+    few, many = (assimilation().sample(n, method, seed=3)["x"].values for n in (2, 5))
+    np.testing.assert_allclose(few, many[:2], atol=1e-5)
+    other = assimilation().sample(2, method, seed=4)["x"].values
+    assert np.abs(other - few).max() > 1e-2
+
+
+def test_cases_are_their_own():
+    many = assimilation(3).sample(4, Kalman(), seed=0)["x"]
+    assert many.dims == ("sample", "case", "time", "value")
+    one = assimilation().sample(4, Kalman(), seed=0)["x"].values
+    np.testing.assert_allclose(many.isel(case=0).values, one, atol=1e-12)
+    assert np.abs(many.isel(case=1).values - one).max() > 1e-2
+
+
+def test_the_minimum_of_4dvar_is_the_smoothers_mean():
+    found = Weak4DVar(tolerance=1e-9).minimum(assimilation())
+    np.testing.assert_allclose(found["x"].values.ravel(), dense().mean, atol=1e-6)
+    assert found.attrs["diagnosis"] == "ok"
+
+
+def test_randomised_maximum_likelihood_is_exact_for_linear_gaussian_models():
+    exact = dense()
+    agree(values(assimilation().sample(N, Weak4DVar(), seed=0)), exact.mean, exact.covariance)
+
+
+def test_4dvar_of_a_model_without_error_moves_the_first_state_alone():
+    seen = assimilation(noise=False)
+    found = Weak4DVar(tolerance=1e-9).minimum(seen)
+    np.testing.assert_allclose(found["x"].values, kalman_moments(seen).mean, atol=1e-6)
+
+
+def test_the_gradient_of_4dvar_is_the_slope_of_its_function():
+    from sciddiff.assimilation.base import Work
+    from sciddiff.assimilation.variational import _Problem
+    from sciddiff.physics import Lorenz63
+
+    system = Lorenz63(dt=0.05)
+    prior = sd.GaussianPrior(system.space, sd.covariance.white((3,), 4.0), mean=[1.0, 2.0, 20.0])
+    law = StateSpaceModel(system.step, prior, space=system.space, noise=sd.noise.Gaussian(0.3), times=6)
+    bent = sd.operators.from_torch(lambda x: (x[:, :2] / 5).atan(), system.space, sd.Space({"sensor": 2}))
+    seen = law.given(np.full((6, 2), 0.4), bent, sd.noise.Gaussian(0.1))
+    problem = _Problem(Work(seen, Weak4DVar(), 3, 0), 3, perturbed=True)
+    v, direction = (
+        problem.start * 0.5,
+        torch.randn(problem.start.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+    )
+    _, gradient = problem.value(v)
+    ahead, behind = (problem.value(v + h * direction)[0] for h in (1e-5, -1e-5))
+    torch.testing.assert_close((gradient * direction).sum(1), (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_are_minimised_each_on_its_own():
+    scale = torch.tensor([[1.0, 100.0, 3.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+
+    def rosen(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = x.detach().requires_grad_()
+        f = ((1 - x[:, :-1]) ** 2 + 10 * (x[:, 1:] - x[:, :-1] ** 2) ** 2).sum(1)
+        (g,) = torch.autograd.grad(f.sum(), x)
+        return f.detach(), g
+
+    both, _, gradient, _ = minimise(rosen, scale * -0.5, 500, 1e-9)
+    torch.testing.assert_close(both, torch.ones_like(both), atol=1e-6, rtol=0)
+    assert float(gradient.abs().max()) < 1e-9
+    for row in (0, 1):
+        alone, *_ = minimise(rosen, scale[row : row + 1] * -0.5, 500, 1e-9)
+        torch.testing.assert_close(both[row : row + 1], alone, atol=1e-8, rtol=0)
+    with pytest.raises(DivergenceError):
+        minimise(lambda x: (x.sum(1) / 0, x), scale, 5, 1e-9)
+
+
+def test_4dvar_that_stops_too_early_says_so():
+    with pytest.warns(sd.draws.DiagnosisWarning, match="4D-Var"):
+        assimilation().sample(2, Weak4DVar(iterations=1), seed=0)
+
+
+def test_what_is_not_linear_or_gaussian_is_refused():
+    m = model()
+    bent = StateSpaceModel(lambda x: x + 0.1 * x**2, m.initial, space=m.space, times=TIMES)
+    with pytest.raises(MethodError, match="not linear"):
+        bent.given(observations(), operator(), errors()).sample(2, Kalman(), seed=0)
+    with pytest.raises(MethodError, match="not Gaussian"):
+        m.given(observations(), operator(), sd.noise.Laplace(0.2)).sample(2, Kalman(), seed=0)
+    mixture = sd.EmpiricalPrior(m.space, np.random.default_rng(0).normal(size=(50, D)))
+    other = StateSpaceModel(m.step, mixture, space=m.space, noise=sd.noise.Gaussian(0.1), times=TIMES)
+    for method in (Kalman(), Weak4DVar()):
+        with pytest.raises(MethodError, match="GaussianPrior"):
+            other.given(observations(), operator(), errors()).sample(2, method, seed=0)
+    with pytest.raises(InputError, match="tolerance"):
+        Weak4DVar(tolerance=0.0)
