@@ -303,6 +303,13 @@ def _dataset(data: Any, space: Space, argument: str, names: list[str]) -> xr.Dat
     if isinstance(data, pd.Series):
         data = data.to_frame(names[0] if len(names) == 1 else data.name)
     if isinstance(data, pd.DataFrame):
+        if not data.columns.is_unique:
+            raise InputError(
+                argument,
+                expected=f"variables {names}",
+                got=[str(c) for c in data.columns],
+                fix="rename or drop what is there twice",
+            )
         attrs = dict(data.attrs)
         if len(others) == 1 and len(names) == 1 and list(data.columns) != names:
             array = xr.DataArray(

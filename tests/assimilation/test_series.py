@@ -57,6 +57,13 @@ BROKEN = {
     "a missing date": (lambda: months().set_axis([*months().index[:-1], pd.NaT]), "a missing time"),
     "another column": (lambda: months().to_frame("salinity"), "salinity"),
     "one column too many": (lambda: months().to_frame("t").assign(u=1.0), "'u'"),
+    "a column twice": (lambda: pd.concat([months().to_frame("t")] * 2, axis=1), "['t', 't']"),
+    "dates within dates": (
+        lambda: months().set_axis(pd.MultiIndex.from_product([["a"], months().index])),
+        "an index of tuple",
+    ),
+    "a list of columns": (lambda: {"t": [1.0, 2.0]}, "dict"),
+    "complex values": (lambda: months() + 1j, "dtype complex128"),
     "strings for values": (lambda: months().astype(str), "dtype str"),
     "truth values": (lambda: months() > 0, "dtype bool"),
     "a unit mismatch in xarray": (lambda: labelled(units="K"), "units 'K'"),
