@@ -50,9 +50,10 @@ class MMPS(GuidedDenoiser):
         covariance: what stands for ``Cov[z0 | z]``; None takes the prior's best of these:
 
             - "exact": ``sigma^2 J C``, for exact priors. Where it does not depend on z, ``R + B Cov B^T`` is formed
-              and factored once per sigma; else formed by a VJP a datum up to 8 data, and CG on VJPs beyond, to ``rtol``
-              or `ConvergenceError`. The solver `Moments`, its default, draws from it by Lanczos, at some 2 to 30
-              VJPs a step.
+              and factored once per sigma (in information form, at a cost linear in the size of a series, where it is a sparse
+              precision and each datum hangs on a few values; see `sciddiff.methods.banded`); else formed by a VJP a
+              datum up to 8 data, and CG on VJPs beyond, to ``rtol`` or `ConvergenceError`. The solver `Moments`, its
+              default, draws from it by Lanczos, at some 2 to 30 VJPs a step.
             - "guarded": the same, symmetrised, for networks; CG stops at negative curvature. Two VJPs an iteration.
               Experimental: a guard against divergence, not against inaccuracy.
             - "gaussian": that of the Gaussian fitted to the prior: positive, no VJP. The default of trained priors.
