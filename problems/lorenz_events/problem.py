@@ -211,8 +211,8 @@ def run(*, seed: int = 0, progress: bool | None = None) -> Result:
                     row["share"], "1", 1.0, "the event", f"share that have it, {label}, {NAMES[name]}", "higher"
                 )  # fmt: skip
     notes = [
-        "Counting and splitting have no error but chance: what they are off is the learned prior's own, and the solver's. The "
-        "flow's steps leave errors that the ancestral chain forgets.",
+        "Counting and splitting have no error but chance, within which they agree: what they are off by beyond it is the learned "
+        "prior's own and its solver's. Trajectories of one population of splitting share ancestors.",
         f"The blur of the events in guidance is {BLUR:g}. LocalGaussian takes the event for linear in the state around the denoised "
         "one, with the covariance of a Gaussian fitted to all trajectories, which knows no lobes; TDS follows "
         "the network's own gradient and weighs its particles, but many draws are copies of few.",
