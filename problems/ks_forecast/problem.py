@@ -291,7 +291,7 @@ def pictures(
     for ax, name in zip(axes.T[1:], names, strict=True):
         one = draws[name].isel(case=SHOWN)
         ax[0].imshow(one.isel(sample=0), **field)
-        ax[0].set_title(f"{name}:\na draw" if len(name) < 18 else f"{name}: a draw", fontsize=9)
+        ax[0].set_title("\n".join(name.split(", ")) + ": a draw", fontsize=9)
         last = ax[1].imshow(one.std("sample", ddof=1), **image, vmin=0, vmax=1.5, cmap="viridis")
         ax[1].set_title("standard deviation", fontsize=9)
         ax[1].set_xlabel("x")
@@ -299,6 +299,7 @@ def pictures(
     axes[0, 0].xaxis.set_tick_params(labelbottom=True)
     axes[0, 0].set_ylabel("lead")
     axes[1, 1].set_ylabel("lead")
+    axes[1, 1].yaxis.set_tick_params(labelleft=True)
     fields.colorbar(first, ax=axes[0], label="u", pad=0.01)
     fields.colorbar(last, ax=axes[1], label="sd of u", pad=0.01)
     colours = [style.VERMILION, style.BLUE, style.SKY, style.GREEN, "0.2", "0.6", "0.75"]
@@ -314,9 +315,11 @@ def pictures(
         ax.set_xlabel("lead")
         ax.axvline(time, color="0.85", lw=1, zorder=0)
         ax.set_xlim(0, LEADS + 0.5)
-        ax.set_ylim(bottom=0)
+    for ax in axes[:2]:
+        ax.set_yscale("log")
+    axes[2].set_ylim(bottom=0)
     axes[2].axhline(1.0, color="0.85", lw=1, zorder=0)
-    axes[0].text(time - 0.2, 0.02, "Lyapunov time", color="0.5", fontsize=7, rotation=90, ha="right")
+    axes[2].text(time - 0.2, 0.04, "Lyapunov time", color="0.5", fontsize=8, ha="right")
     curves.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8
     )
