@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sciddiff.methods.analysis import Localised, Perturbed, SquareRoot, Tapered
+from sciddiff.methods.analysis import Localised, LocalSquareRoot, Perturbed, SquareRoot, Tapered
 from sciddiff.methods.annealed import CMCD
 from sciddiff.methods.base import GuidedDenoiser, Method
 from sciddiff.methods.blind import BlindDPS
@@ -56,6 +56,7 @@ __all__ = [
     "GuidedDenoiser",
     "KalmanDiffusion",
     "LocalGaussian",
+    "LocalSquareRoot",
     "Localised",
     "MCGDiff",
     "Method",
