@@ -121,7 +121,9 @@ class Path:
         """The path at some steps as a Dataset of the variables that are no covariates."""
         labels = self.axis.times(int(numbers[0]), int(numbers[-1]))[numbers - numbers[0]]
         index = torch.from_numpy(numbers - self.start)
-        out = _moved(self.prior.space, labels).dataset(path.index_select(1 + self.dim, index), ["sample"])
+        out = _moved(self.prior.space, labels).dataset(
+            path.index_select(1 + self.dim, index).to(self.prior.dtype), ["sample"]
+        )
         out = out.drop_vars(list(self.known.drivers.names) if self.known.drivers else [])
         for name, attrs in self.known.series.attrs.items():
             out[name].attrs = {**attrs, **out[name].attrs}

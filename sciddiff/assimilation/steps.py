@@ -191,7 +191,7 @@ def read_horizon(horizon: Any, times: np.ndarray) -> np.ndarray:
         future = np.atleast_1d(
             np.asarray(horizon, dtype="datetime64[ns]" if times.dtype.kind == "M" else float)
         )
-        good = np.ndim(horizon) == 1 and not isinstance(horizon, str) and future.size > 0
+        good = np.ndim(horizon) == 1 and future.size > 0 and bool(np.isfinite(future).all())
     except (TypeError, ValueError):
         good, future = False, times
     if isinstance(horizon, bool) or not good:

@@ -135,7 +135,21 @@ def test_a_broken_series_is_refused(prior, history, how):
 
 @pytest.mark.parametrize(
     "horizon",
-    [0, -1, 2.5, True, "2006-01", [], ["2005-10-01"], ["2006-02-01", "2006-01-01"], ["2006-01-17"]],
+    [
+        0,
+        -1,
+        2.5,
+        True,
+        None,
+        [None],
+        None,
+        "2006-01",
+        [],
+        [None],
+        ["2005-10-01"],
+        ["2006-02-01", "2006-01-01"],
+        ["2006-01-17"],
+    ],
 )
 def test_a_horizon_of_nothing_in_the_past_or_between_steps_is_refused(prior, history, horizon):
     with pytest.raises(InputError, match=r"horizon.*expected .+, got .+\. To fix it: .+"):

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
 
 import sciddiff as sd
@@ -274,6 +275,13 @@ def test_times_may_be_numbers_or_counted_steps():
     np.testing.assert_array_equal(array["x"], steps["x"])
     with pytest.raises(InputError, match=r"8\.1"):
         sd.forecast(prior, past, horizon=[8.1], seed=0)
+
+
+@pytest.mark.parametrize("horizon", [3, 20])
+def test_draws_keep_the_dtype_of_the_prior(horizon):
+    single = PRIOR.to(dtype=torch.float32)
+    assert sd.forecast(single, months(), horizon=horizon, samples=3, seed=0)["t"].dtype == np.float32
+    assert sd.forecast(PRIOR, months(), horizon=horizon, samples=3, seed=0)["t"].dtype == np.float64
 
 
 def test_a_process_needs_no_steps_and_no_window():
