@@ -23,7 +23,7 @@ import torch
 import xarray as xr
 
 import sciddiff as sd
-from sciddiff.assimilation.refine import Descent, Langevin, refine
+from sciddiff.assimilation.refinement import Descent, Langevin, refine
 from sciddiff.assimilation.synthesis import linear_predictive_score, synthesise
 from sciddiff.bench.catalog import dataset, definition
 from sciddiff.diagnostics import coverage, crps, energy_score, spread_skill
@@ -184,12 +184,12 @@ HEAD = """# TSDiff's three tasks on El Niño
 Predict, refine and synthesise (Kollovieh et al. 2023), as published and beside what this library has instead, on real data: monthly
 sea-surface temperature off Peru, the prior of `problems/elnino`, trained on windows of 24 months of 1950 to 1994. One prior, no retraining.
 Made by `python benchmarks/tsdiff.py`; {samples} draws each, one seed. The CRPS is the fair one in kelvin; the paper's own figures are weighted
-quantile losses on other data, and are not comparable. Origins overlap, so differences of one percent are noise.
+quantile losses on other data, and are not comparable. Years ahead overlap, and no intervals were taken: differences of one percent say nothing.
 """
 PREDICT = """
 ## Predict
 
-A year ahead from every third month of 1995 to 2010, {cases} cases. The scale of {py:obj}`TSDiff <sciddiff.methods.TSDiff>` is the best of {scales} on 1985 to 1994.
+A year ahead from every third month of 1995 to 2010, {cases} cases. The scale of {py:obj}`TSDiff <sciddiff.methods.TSDiff>` is the best of {scales} on 1985 to 1994,\nwhich the prior has seen (CRPS {tried}).
 {py:obj}`SelfGuidance <sciddiff.methods.SelfGuidance>` takes its strength from the noise. "First half" is the CRPS of draws 1 to {half} of {samples}: of exchangeable draws it is the same in
 expectation, of a fan of quantile levels these are its lower half.
 
@@ -215,6 +215,21 @@ origin and scored on the real ones of 1995 to 2010. "MAE" is of its point foreca
 | --- | --- | --- |
 """
 
+VERDICT = """
+## What it says
+
+- On the same prior MMPS is ahead of every form of self-guidance, by 6 to 10 % of the CRPS. Corrected squares are as good as published ones at
+  their best scale, without one to choose; at scale 8 these blow up. Corrected quantiles are no better than published ones, whose best
+  scale is the largest that was tried.
+- A fan of levels is a set of quantiles and no set of paths. Its first half does not stand out by the CRPS: it is off by no more than
+  chance moves that of independent draws.
+- Refining by squares with the paper's noise of 0.1 takes away about half of the spread: coverage falls to 59 to 69 %, and the CRPS
+  is worse for all four forecasts, by 1 to 6 %. By quantiles it is better by 0.4 to 3 %, and well spread; sorting makes the paths of a draw go
+  together at all leads, so that the energy score of the two good forecasts is worse. Langevin noise of that size and none are the same.
+- Windows of the network train a regression as well as real ones do. Those of the fitted Gaussian, which is shrunk, do so a little better than
+  the real ones; real values without their dependence in time are told apart.
+"""
+
 
 def page(found: dict[str, Any]) -> str:
     """The page, from what was measured."""
@@ -222,6 +237,12 @@ def page(found: dict[str, Any]) -> str:
     scales = ", ".join(f"{s:g}" for s in SCALES)
     text = HEAD.replace("{samples}", str(found["samples"]))
     head = PREDICT.replace("{cases}", str(p["cases"])).replace("{scales}", scales)
+    tried = "; ".join(
+        f"{name}: "
+        + ", ".join("diverges" if v is None else f"{v:.3f}" for v in p["chosen"][energy]["tried"].values())
+        for energy, name in (("mse", "squares"), ("quantile", "quantiles"))
+    )
+    head = head.replace("{tried}", tried)
     text += head.replace("{half}", str(found["samples"] // 2)).replace("{samples}", str(found["samples"]))
     for label, r in p["rows"].items():
         text += f"| {label} | {r['crps']:.3f} | {r['half']:.3f} | {r['energy']:.3f} | {100 * r['coverage']:.0f} % | {r['spread_skill']:.2f} |\n"
@@ -232,7 +253,7 @@ def page(found: dict[str, Any]) -> str:
     text += SYNTHESISE
     for label, r in found["synthesise"].items():
         text += f"| {label} | {r['crps']:.3f} | {r['mae']:.3f} |\n"
-    return text + found.get("verdict", "")
+    return text + VERDICT
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from sciddiff.assimilation.iterative import IEnKS
 from sciddiff.assimilation.kalman import Kalman, KalmanFilter, kalman_moments
 from sciddiff.assimilation.models import Assimilation, StateSpaceModel
 from sciddiff.assimilation.particles import FFBS, BootstrapFilter
-from sciddiff.assimilation.refine import Descent, Langevin, refine
+from sciddiff.assimilation.refinement import Descent, Langevin, refine
 from sciddiff.assimilation.score_filter import EnSF
 from sciddiff.assimilation.series import quantile_frame
 from sciddiff.assimilation.storage import load_emulator, save_emulator

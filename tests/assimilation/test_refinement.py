@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 import sciddiff as sd
-from sciddiff.assimilation.refine import Descent, Langevin, refine
+from sciddiff.assimilation.refinement import Descent, Langevin, refine
 from sciddiff.errors import DivergenceError, InputError
 
 L, H, N = 5, 3, 4000
