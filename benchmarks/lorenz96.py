@@ -1,6 +1,6 @@
 """Filters of Lorenz-96 with and without the model, on more truths than the problem's own run.
 
-    python benchmarks/lorenz96.py --seeds 5 --samples 20 --out benchmarks/lorenz96.json
+    python benchmarks/lorenz96.py --seeds 3 --samples 16 --seed 0    # what lorenz96.json holds
 
 The settings, truths and scores are those of ``problems/lorenz96_filter``; the published errors of DAPPER 1.7.1 stand beside
 ours in its README.
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     asked = parser.parse_args()
     rows = definition("lorenz96_filter").table(seeds=asked.seeds, samples=asked.samples, seed=asked.seed)
