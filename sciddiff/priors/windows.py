@@ -51,7 +51,7 @@ class WindowPrior(Prior):
 
     With it 10 000 states of the series above, every fourth seen with errors of 0.3, were smoothed by 64 steps (32 draws, k = 16,
     stride 9) in 12 s of one core, 7 times what 1000 states took; means and spreads were those of the Kalman smoother to within
-    chance. With a network's windows of a double well the means were 0.13 posterior standard deviations off (rms) and the
+    chance. With a network's windows of a double well the means were 0.14 posterior standard deviations off (rms) and the
     spreads within 2 % (benchmarks/long_series.py).
 
     Args:
