@@ -301,7 +301,7 @@ def pictures(
     axes[1, 1].set_ylabel("lead")
     axes[1, 1].yaxis.set_tick_params(labelleft=True)
     fields.colorbar(first, ax=axes[0], label="u", pad=0.01)
-    fields.colorbar(last, ax=axes[1], label="sd of u", pad=0.01)
+    fields.colorbar(last, ax=axes[1], label="sd of u", pad=0.01, extend="max")
     colours = [style.VERMILION, style.BLUE, style.SKY, style.GREEN, "0.2", "0.6", "0.75"]
     curves, axes = plt.subplots(1, 3, figsize=(9.5, 3.3), layout="constrained")
     for (name, s), colour in zip(scores.items(), colours, strict=True):

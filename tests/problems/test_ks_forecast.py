@@ -93,6 +93,7 @@ def test_the_model_from_perturbed_states_has_the_spread_of_its_error(truth):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the draws do not fit:sciddiff.draws.DiagnosisWarning")
 def test_the_shipped_window_prior_forecasts_what_it_was_not_trained_for(truth):
     emulator = WindowDiffusion(sd.load_prior(ks.HERE / "prior"), DAPS(steps=200))
     scores = forecast(emulator, truth)
