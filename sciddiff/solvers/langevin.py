@@ -15,6 +15,7 @@ import torch
 from sciddiff.errors import InputError
 from sciddiff.solvers.base import Denoiser, Noiser, Solver, Step
 from sciddiff.solvers.schedules import Exponential, Schedule
+from sciddiff.solvers.stochastic import Ancestral
 
 __all__ = ["AnnealedLangevin"]
 
@@ -40,8 +41,8 @@ class AnnealedLangevin(Solver):
         corrections: Langevin steps at each level.
         size: h, in units of sigma squared, below 2. Guidance adds to the stiffness: a likelihood of variance ``R + gamma
             sigma^2`` (`MMPS` with "scalar") needs ``h < 2/(1 + sigma^2 J^2/(R + gamma sigma^2))``, with J the slope of D.
-        below: correct only at levels up to this one, in normalised units; default all. Where the likelihood of a noisy
-            state is a rough guess, settling on it helps little.
+        below: correct so only at levels up to this one, in normalised units; default all.
+        above: the solver whose steps are taken at higher levels, where guidance is too stiff for these corrections.
 
     Raises:
         InputError: on fewer than one correction, a size outside (0, 2) or a level that is not positive.
@@ -62,6 +63,7 @@ class AnnealedLangevin(Solver):
     corrections: int = 4
     size: float = 0.5
     below: float = math.inf
+    above: Solver = field(default_factory=Ancestral)
 
     def __post_init__(self) -> None:
         count = self.corrections
@@ -85,13 +87,14 @@ class AnnealedLangevin(Solver):
 
     def stepper(self, denoise: Denoiser, noise: Noiser) -> Step:
         """See `Solver.stepper`; one noise for the step to the level, and one more than there are corrections."""
+        far = self.above.stepper(denoise, noise)
 
         def step(x: torch.Tensor, s: float, t: float) -> torch.Tensor:
+            if t > self.below:
+                return far(x, s, t)
             y = torch.lerp(denoise(x, s), x, (t / s) ** 2)
             if t == 0:
                 return y
-            if t > self.below:
-                return y.add_(noise(), alpha=t * math.sqrt(1 - (t / s) ** 2))
             # the state is y + g, so that much of the noise of the level is left to g
             y.add_(noise(), alpha=t * math.sqrt(max(1 - (t / s) ** 2 - self.size / 2, 0.0)))
             half = t * math.sqrt(self.size / 2)
