@@ -21,6 +21,7 @@ SPREAD = float(np.sqrt(C @ COVARIANCE @ C))
 PRIOR = sd.GaussianPrior(SPACE, sd.covariance.dense(COVARIANCE), np.arange(D))
 VALUE = sd.operators.Matrix(SPACE, sd.Space({"event": 1}, "value"), C[None])
 LEVELS = [0.5, 0.05, 1e-3]
+SMALL = sd.Particles(sd.methods.LocalGaussian(), particles=24)
 
 
 MEAN = float(C @ np.arange(D))
@@ -50,7 +51,7 @@ def test_the_probability_of_a_linear_event_of_a_gaussian_is_that_of_the_normal_l
 def test_the_evidence_of_the_event_is_its_probability_under_a_blurred_threshold(p):
     blur = 0.1 * SPREAD
     level = threshold(p, sd=np.hypot(SPREAD, blur))
-    found = event_probability(PRIOR, VALUE, threshold=level, method=Evidence(blur, steps=48), seed=0)
+    found = event_probability(PRIOR, VALUE, threshold=level, method=Evidence(blur, SMALL, steps=40), seed=0)
     agrees(found, p)
 
 
