@@ -6,6 +6,7 @@ particles kept and takes each with weight ``w_k^j p(x_{k+1} | x_k^j)``, whose de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -69,7 +70,7 @@ class BootstrapFilter(Filter):
         n, model_noise = self.particles, work.streams("model noise")
         evidence, least = torch.zeros(work.cases, dtype=torch.float64), torch.full((work.cases,), float(n))
         x = work.initial(n)
-        log_weights = torch.full((work.cases, n), -torch.tensor(float(n)).log().item(), dtype=torch.float64)
+        log_weights = torch.full((work.cases, n), -math.log(n), dtype=torch.float64, device=x.device)
         for time in range(work.times):
             if time:
                 x = work.check(work.forecast(x, model_noise), time)
@@ -80,9 +81,9 @@ class BootstrapFilter(Filter):
             log_weights = log_weights + work.log_likelihood(x, time).double()
             total = torch.logsumexp(log_weights, 1)
             _check_weights(self, total, time, work)
-            evidence, log_weights = evidence + total, log_weights - total[:, None]
+            evidence, log_weights = evidence + total.cpu(), log_weights - total[:, None]
             after = Ensemble(x, log_weights)
-            ess = after.ess()
+            ess = after.ess().cpu()
             least = torch.minimum(least, ess)
             work.notes.update(_notes(evidence, least / n, work))
             yield before, after
@@ -96,7 +97,7 @@ class BootstrapFilter(Filter):
         """Resample the cases that are named."""
         assert ensemble.log_weights is not None
         streams, n = work.streams("resampling", time, few), self.particles
-        u = streams.uniform((1,), dtype=torch.float64)
+        u = streams.uniform((1,), dtype=torch.float64, device=ensemble.x.device)
         index = systematic(ensemble.log_weights[few], u)
         chosen = ensemble.x[few].gather(1, _expand(index, ensemble.x))
         if self.jitter:
@@ -104,7 +105,7 @@ class BootstrapFilter(Filter):
             noise = self.jitter * n ** (-1 / (work.model.space.size + 4)) * _scatter(ensemble, few, streams)
             chosen = chosen + torch.where(_expand(alike, chosen), noise.reshape(chosen.shape), 0.0)
         x, log_weights = ensemble.x.clone(), ensemble.log_weights.clone()
-        x[few], log_weights[few] = chosen, -torch.tensor(float(n), dtype=torch.float64).log()
+        x[few], log_weights[few] = chosen, -math.log(n)
         return x, log_weights
 
     def draw(self, work: Work) -> torch.Tensor:
@@ -193,7 +194,7 @@ def systematic(log_weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 
 def _invert(cumulated: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Indices at which cumulated weights ``(rows, N)`` pass ``u`` of their total, ``(rows, k)``."""
-    found = torch.searchsorted(cumulated, (u * cumulated[:, -1:]).contiguous(), right=True)
+    found = torch.searchsorted(cumulated, (u.to(cumulated) * cumulated[:, -1:]).contiguous(), right=True)
     return found.clamp_max(cumulated.shape[1] - 1)
 
 
