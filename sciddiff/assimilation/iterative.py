@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 
 from sciddiff.assimilation.base import Ensemble, Filter, Work
+from sciddiff.assimilation.filters import rotation
 from sciddiff.covariance import Eigen, Standard
 from sciddiff.errors import InputError
 from sciddiff.noise import Gaussian
@@ -198,24 +199,5 @@ def _spread(ensemble: torch.Tensor, inflation: float, streams: Streams | None) -
     """The ensemble with its anomalies inflated and, with streams, turned."""
     mean, off = _centred(ensemble.flatten(2))
     if streams is not None:
-        off = rotations(off.shape[1], streams).to(off) @ off
+        off = rotation(off.shape[1], streams, dtype=off.dtype).to(off.device) @ off
     return (mean + inflation * off).reshape(ensemble.shape)
-
-
-def rotations(members: int, streams: Streams) -> torch.Tensor:
-    """Random orthogonal matrices that keep the mean of the members, one a stream, ``(streams, members, members)``.
-
-    Example:
-        >>> u = rotations(4, Streams(0, [0, 1], purpose="doc"))
-        >>> bool(torch.allclose(u.sum(1), torch.ones(2, 4).double())), bool(torch.allclose(u @ u.mT, torch.eye(4).double()))
-        (True, True)
-    """
-    drawn = streams.normal((members - 1, members - 1), dtype=torch.float64)
-    q, r = torch.linalg.qr(drawn)
-    # signs of the diagonal make the law uniform (Mezzadri 2007)
-    q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]
-    ones = torch.ones(members, 1, dtype=torch.float64)
-    basis = torch.linalg.qr(torch.cat([ones, torch.eye(members, dtype=torch.float64)[:, 1:]], 1))[0]
-    first, rest = basis[:, :1], basis[:, 1:]
-    turned: torch.Tensor = first @ first.T + rest @ q @ rest.T
-    return turned
