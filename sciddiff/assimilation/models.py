@@ -201,8 +201,9 @@ class StateSpaceModel:
         """Condition on observations of the states at some or all times.
 
         Args:
-            y: the observations, on ``operator.codomain`` with a dim "time" in front: labelled data, which may hold some of
-                the model's times only, or an array ``(times, *operator.codomain.shape)`` of all. NaN was not observed.
+            y: the observations, on `operators.trajectory_space` of ``operator.codomain``: labelled data, which may hold some
+                of the model's times only, or an array of all times, the first axis for one variable and the second,
+                behind the variables, for several. NaN was not observed.
             operator: from one state to one observation without noise, the same at all times.
             noise: the law of ``y_k`` given that.
             batch_dim: the name of the leading dim of many series of observations at once.
