@@ -102,3 +102,4 @@ def test_draws_of_the_learned_prior_are_near_those_of_the_particle_smoother() ->
     assert 0.85 < figures["hi_rmse_ratio"] < 1.15
     # 128 draws of four trajectories: the standard error of a share is 0.044 at most
     assert abs(figures["even_weight_error"]) < 0.05 + 2 * 0.044
+    assert abs(figures["uneven_weighed_error"]) < 0.05 + 2 * 0.044
