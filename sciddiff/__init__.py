@@ -1,9 +1,10 @@
 """Inverse problems with diffusion priors, with samplers proven against exact posteriors."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from sciddiff import covariance, diagnostics, methods, noise, operators, plot, priors, solvers, testing
-from sciddiff.assimilation import forecast, impute
+from sciddiff import covariance, diagnostics, methods, noise, operators, plot, priors, solvers
 from sciddiff.bench.catalog import load_prior, problem
 from sciddiff.citations import citation
 from sciddiff.diagnostics import summary
@@ -31,6 +32,10 @@ from sciddiff.priors import (
 from sciddiff.spaces import Space, Variable
 from sciddiff.training import train, train_process
 
+if TYPE_CHECKING:
+    from sciddiff import assimilation, physics, testing
+    from sciddiff.assimilation import forecast, impute
+
 __version__ = version("sciddiff")
 del version
 
@@ -52,6 +57,7 @@ __all__ = [
     "Prior",
     "Space",
     "Variable",
+    "assimilation",
     "citation",
     "covariance",
     "diagnostics",
@@ -63,6 +69,7 @@ __all__ = [
     "methods_for",
     "noise",
     "operators",
+    "physics",
     "plot",
     "priors",
     "problem",
@@ -74,3 +81,16 @@ __all__ = [
     "train",
     "train_process",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The rooms that many scripts never enter are loaded when they are first asked for."""
+    if name in ("assimilation", "physics", "testing"):
+        return import_module(f"sciddiff.{name}")
+    if name in ("forecast", "impute"):
+        return getattr(import_module("sciddiff.assimilation"), name)
+    raise AttributeError(f"module 'sciddiff' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
