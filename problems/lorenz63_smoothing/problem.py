@@ -5,6 +5,7 @@ A state is a trajectory of 65 steps. The four ways to observe it in `twin` chang
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -37,7 +38,7 @@ twin = module(__file__, "twin")
 CASES, SAMPLES = 4, 32
 METHOD = sd.MMPS("scalar", gamma=0.03)
 # chosen on other trajectories (seed 1): accurate data make the guidance too stiff for steps that keep the spread exactly
-SOLVERS: dict[str, Solver] = dict.fromkeys(
+SOLVERS: Mapping[str, Solver] = dict.fromkeys(
     ("lo", "even", "uneven"),
     AnnealedLangevin(
         steps=64,
@@ -235,7 +236,7 @@ def row(name: str, e: Experiment, scores: dict[str, dict[str, np.ndarray]]) -> d
 
 def two_modes(e: Experiment) -> bool:
     """Whether the sign of x is left open."""
-    return e.setting.title.startswith("z")
+    return bool(e.setting.title.startswith("z"))
 
 
 def metrics(
@@ -307,7 +308,8 @@ def weighed(even: Experiment, uneven: Experiment) -> torch.Tensor:
     extra = twin.Setting("", uneven.setting.instruments[1:], uneven.setting.sign_at)
     x = even.draws["learned prior"]
     share = torch.softmax(twin.log_likelihood(extra, x, uneven.y[1:]), 0)
-    return (share * twin.positive(extra, x)).sum(0)
+    total: torch.Tensor = (share * twin.positive(extra, x)).sum(0)
+    return total
 
 
 def pictures(experiments: dict[str, Experiment]) -> dict[str, Figure]:
@@ -339,7 +341,7 @@ def pictures(experiments: dict[str, Experiment]) -> dict[str, Figure]:
     open_signs = [e for e in experiments.values() if two_modes(e)]
     for ax, e in zip(axes, open_signs, strict=True):
         bins = np.linspace(-22, 22, 45)
-        for method, style in (("FFBS", {"histtype": "stepfilled", "color": "0.8"}), *HISTOGRAMS.items()):
+        for method, style in HISTOGRAMS.items():
             x = e.draws[method][:, 0, e.setting.sign_at, 0].numpy()
             ax.hist(x, bins, density=True, label=method, **style)
         ax.axvline(float(e.truth[0, e.setting.sign_at, 0]), color="black", lw=1, ls=":", label="truth")
@@ -358,7 +360,8 @@ def pictures(experiments: dict[str, Experiment]) -> dict[str, Figure]:
     }
 
 
-HISTOGRAMS = {
+HISTOGRAMS: dict[str, dict[str, Any]] = {
+    "FFBS": {"histtype": "stepfilled", "color": "0.8"},
     "learned prior": {"histtype": "step", "color": "#0072b2", "lw": 1.5},
     "EnKS": {"histtype": "step", "color": "#009e73", "lw": 1.2},
 }
