@@ -225,6 +225,7 @@ def minimise(
             "of the model, or a narrower initial law."
         )
     pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    last = 0.5 / g.norm(dim=1).clamp_min(1.0)
     for k in range(iterations):
         active = g.abs().amax(1) > tolerance
         if not bool(active.any()):
@@ -233,9 +234,8 @@ def minimise(
         slope = (d * g).sum(1)
         lost = slope >= 0
         d, slope = torch.where(lost[:, None], -g, d), torch.where(lost, -g.square().sum(1), slope)
-        t = torch.where(active, 1.0, 0.0).to(f)
-        if not pairs:
-            t = t / g.norm(dim=1).clamp_min(1.0)
+        # a row that had to be cut back starts near where it was cut to: one such row costs all of them evaluations
+        t = torch.where(active, last.mul(2).clamp_max(1.0), 0.0)
         accepted, new = ~active, (x, f, g)
         for _ in range(30):
             trial = x + t[:, None] * d
@@ -250,7 +250,8 @@ def minimise(
             accepted = accepted | good
             if bool(accepted.all()):
                 break
-            t = torch.where(accepted, t, 0.5 * t)
+            t = torch.where(accepted, t, 0.25 * t)
+        last = torch.where(active, t, last)
         step, change = new[0] - x, new[2] - g
         if not bool((step != 0).any()):
             return x, f, g, k
