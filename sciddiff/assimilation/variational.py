@@ -1,14 +1,16 @@
 """Four-dimensional variational assimilation: ``min_x -log p_0(x_0) - sum_k log N(x_{k+1}; step(x_k), Q) - log p(y | x)``.
 
-The unknowns are white: ``x_0 = m + P^1/2 v_0`` and model errors ``q_k = Q^1/2 v_k``, so that all but the data is ``|v|^2 / 2``
-and its curvature at least one. Gradients are torch's, through the steps of the model.
+The unknowns are white: ``x_0 = m + P^1/2 v_0`` and model errors ``q_k = Q^1/2 v_k``, so that all but the data is ``|v|^2 / 2``,
+and ``Q`` may be singular or zero. An iteration of Gauss-Newton, which is an iterated Kalman smoother (Bell 1994), solves the
+linearised problem by one pass backwards over time, in which every error answers the deviation of the state before it; the
+pass forwards through the model itself keeps these answers, so that chaos does not carry a deviation away.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
@@ -23,7 +25,14 @@ from sciddiff.random import Streams
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Weak4DVar", "minimise"]
+    from sciddiff.covariance import Covariance
+
+__all__ = ["Weak4DVar"]
+
+# of derivatives that are held at once
+NUMBERS = 2**24
+# windows before the whole, and iterations in each
+WINDOWS, STEPS = 20, 5
 
 
 @final
@@ -36,10 +45,15 @@ class Weak4DVar(AssimilationMethod):
     their starts lead to, with wrong weights. Each starts at its own perturbed prior. Without model error the first state
     alone is unknown, which is strong-constraint 4D-Var. `minimum` is the single best trajectory.
 
+    Steps are those of Gauss-Newton, damped for each draw on its own (Levenberg 1944, Marquardt 1963; Mandel et al. 2016 for
+    4D-Var), and cost a Jacobian of the model at every time: memory and time are linear in the number of times and at
+    least quadratic in the size of a state. Data come in from the first time on, each longer window from the minimum of the
+    one before it (Pires et al. 1996), which passes by many minima that are not the lowest, and not by all.
+
     Draw i depends on (seed, i) alone, up to where its descent stops.
 
     Args:
-        iterations: most of them; a run that ends there is reported in the diagnosis.
+        iterations: most of them for the whole window; a run that ends there is reported in the diagnosis.
         tolerance: largest gradient in a white unknown at which the minimum is taken as reached.
 
     Raises:
@@ -55,11 +69,19 @@ class Weak4DVar(AssimilationMethod):
         "@article{tremolet2006accounting, title={Accounting for an imperfect model in {4D-Var}}, author={Tr{\\'e}molet, "
         "Yannick}, journal={Quarterly Journal of the Royal Meteorological Society}, volume={132}, number={621}, "
         "pages={2483--2504}, year={2006}}\n\n"
+        "@article{bell1994iterated, title={The Iterated {Kalman} Smoother as a {Gauss-Newton} Method}, author={Bell, Bradley M.}, "
+        "journal={SIAM Journal on Optimization}, volume={4}, number={3}, pages={626--636}, year={1994}}\n\n"
+        "@article{mandel2016hybrid, title={Hybrid {Levenberg-Marquardt} and weak-constraint ensemble {Kalman} smoother method}, "
+        "author={Mandel, Jan and Bergou, El Houcine and G{\\\"u}rol, Selime and Gratton, Serge and Kasanick{\\'y}, Ivan}, "
+        "journal={Nonlinear Processes in Geophysics}, volume={23}, number={2}, pages={59--73}, year={2016}}\n\n"
+        "@article{pires1996extending, title={On extending the limits of variational assimilation in nonlinear chaotic systems}, "
+        "author={Pires, Carlos and Vautard, Robert and Talagrand, Olivier}, journal={Tellus A}, volume={48}, number={1}, "
+        "pages={96--121}, year={1996}}\n\n"
         "@article{chen2012ensemble, title={Ensemble randomized maximum likelihood method as an iterative ensemble smoother}, "
         "author={Chen, Yan and Oliver, Dean S.}, journal={Mathematical Geosciences}, volume={44}, number={1}, pages={1--26}, "
         "year={2012}}"
     )
-    iterations: int = 500
+    iterations: int = 100
     tolerance: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -80,8 +102,7 @@ class Weak4DVar(AssimilationMethod):
 
     def draw(self, work: Work) -> torch.Tensor:
         """Minima for perturbed means and data."""
-        problem = _Problem(work, work.n, perturbed=True)
-        x = self._minimise(problem, work)
+        x = self._minimise(work, work.n, perturbed=True)
         return x.reshape(work.n, work.cases, *x.shape[1:])
 
     def minimum(self, assimilation: Assimilation) -> xr.Dataset:
@@ -99,183 +120,251 @@ class Weak4DVar(AssimilationMethod):
         if misfit is not None:
             raise MethodError("method", expected="a fit", got=misfit, fix="take another method")
         work = assimilation.work(1, self, 0)
-        with torch.inference_mode(False):
-            x = self._minimise(_Problem(work, 1, perturbed=False), work)[None]
+        with torch.inference_mode(False), torch.no_grad():
+            x = self._minimise(work, 1, perturbed=False)[None]
         out = assimilation._labelled(x, "sample").isel(sample=0)
         out.attrs.update({**work.attrs(), "diagnosis": "; ".join(work.warnings) or "ok"})
         return out
 
-    def _minimise(self, problem: _Problem, work: Work) -> torch.Tensor:
-        """The trajectories at the minimum, ``(rows, times, *shape)``."""
-        v, cost, gradient, taken = minimise(problem.value, problem.start, self.iterations, self.tolerance)
-        worst = gradient.abs().amax(1)
+    def _minimise(self, work: Work, n: int, *, perturbed: bool) -> torch.Tensor:
+        """The trajectories at the minimum, ``(n * cases, times, *shape)``."""
+        problem = _Problem(work, n, perturbed=perturbed)
+        best, taken = _Paths([], problem.mean, torch.empty(0)), 0
+        for times in problem.windows():
+            whole = times == work.times
+            best = problem.extend(best, times)
+            limits = (self.iterations, self.tolerance) if whole else (STEPS, 0.1)
+            worst, more = _descend(problem, best, *limits)
+            taken += more
         # a gradient cannot be zeroed beyond the rounding of the function
-        late = worst > 100 * self.tolerance * (1 + cost.abs()).sqrt()
-        work.notes.update({"iterations": taken, "gradient": float(worst.max()), "cost": float(cost.mean())})
+        late = worst > 100 * self.tolerance * (1 + best.cost.abs()).sqrt()
+        work.notes.update(
+            {"iterations": taken, "gradient": float(worst.max()), "cost": float(best.cost.mean())}
+        )
         if bool(late.any()):
             work.warnings.append(
                 f"4D-Var: {int(late.sum())} of {len(late)} descents stopped at gradients of up to {float(worst.max()):.2g} after "
                 f"{taken} iterations: allow more, or use a shorter window"
             )
-        with torch.no_grad():
-            return problem.trajectory(v)
+        return best.x
+
+
+def _descend(problem: _Problem, best: _Paths, iterations: int, tolerance: float) -> tuple[torch.Tensor, int]:
+    """Iterate rows in place until each has its minimum; largest gradients ``(rows,)`` and the number of iterations."""
+    damping, active = torch.ones(problem.rows, dtype=torch.float64), torch.arange(problem.rows)
+    worst, taken = torch.full_like(damping, math.inf), 0
+    for taken in range(iterations + 1):
+        for part in active.split(problem.at_once):
+            now, before = best.take(part), damping[part]
+            plan, worst[part] = problem.plan(now, part, before)
+            if taken < iterations:
+                new = problem.roll(part, now, plan)
+                # below the rounding of the function its decrease cannot be seen
+                share = (now.cost - new.cost + 1e-14 * now.cost.abs()) / plan.decrease
+                good = (share > 1e-4) & new.cost.isfinite()
+                best.put(part[good], new.take(good))
+                damping[part] = torch.where(good, before * torch.where(share > 0.75, 0.1, 1.0), 8 * before)
+        active = torch.nonzero((worst > tolerance) & (damping < 1e15))[:, 0]
+        if len(active) == 0:
+            break
+    return worst, taken
+
+
+@dataclass(eq=False)
+class _Paths:
+    """White unknowns ``(rows, w_k)`` of every time, the states they lead to, ``(rows, times, *shape)``, and the function."""
+
+    v: list[torch.Tensor]
+    x: torch.Tensor
+    cost: torch.Tensor
+
+    def take(self, rows: torch.Tensor) -> _Paths:
+        return _Paths([v[rows] for v in self.v], self.x[rows], self.cost[rows])
+
+    def put(self, rows: torch.Tensor, new: _Paths) -> None:
+        for old, v in zip([*self.v, self.x, self.cost], [*new.v, new.x, new.cost], strict=True):
+            old[rows] = v
+
+
+@dataclass(eq=False)
+class _Plan:
+    """Changes of the unknowns of every time: fixed ones, answers to a deviation of the state, and the decrease they promise."""
+
+    decrease: torch.Tensor
+    fixed: list[torch.Tensor] = field(default_factory=list)
+    answers: list[torch.Tensor] = field(default_factory=list)
 
 
 class _Problem:
-    """The function of white unknowns ``(rows, unknowns)``, one row for every draw of every case."""
+    """The function of white unknowns, one row for every draw of every case."""
 
     def __init__(self, work: Work, n: int, *, perturbed: bool) -> None:
         self.work, self.rows = work, n * work.cases
         draws = [i for i in range(n) for _ in range(work.cases)]
         cases = [c for _ in range(n) for c in range(work.cases)]
         streams = Streams(work.seed, draws, cases, purpose="variational")
-        initial, covariance = work.model.initial, work.model.covariance
+        initial, covariance, d = work.model.initial, work.model.covariance, work.model.space.size
         assert isinstance(initial, GaussianPrior)  # misfit
-        self.prior, self.first = initial, math.prod(initial.law.white_shape)
-        self.error = 0 if covariance is None else math.prod(covariance.white_shape)
-        unknowns = self.first + (work.times - 1) * self.error
-        self.centre = torch.zeros((self.rows, unknowns), dtype=torch.float64)
+        # states count from the mean of the first, and errors from none
+        self.mean = initial.normalisation.physical(
+            torch.zeros((1, *initial.space.shape), dtype=initial.dtype)
+        )
+        first = _root(initial.physical_covariance)
+        error = torch.zeros((d, 0), dtype=torch.float64) if covariance is None else _root(covariance)
+        self.roots = [first] + [error] * (work.times - 1)
+        sizes = [root.shape[1] for root in self.roots]
+        centre = torch.zeros((self.rows, sum(sizes)), dtype=torch.float64)
         if perturbed:
-            self.centre = streams.normal((unknowns,), dtype=torch.float64)
-        self.start = self.centre
+            centre = streams.normal((sum(sizes),), dtype=torch.float64)
+        self.centre = list(centre.split(sizes, 1))
         self.seen = [k for k in range(work.times) if work.observed(k)]
         self.data = [
             self._data(o, torch.tensor(cases), streams, perturbed) for o in work.posterior.observations
         ]
+        # derivatives of a part of the rows are held at once
+        self.at_once = max(1, NUMBERS // (work.times * d * d))
 
     def _data(
         self, o: Any, cases: torch.Tensor, streams: Streams, perturbed: bool
     ) -> tuple[torch.Tensor, Any]:
-        """Data and mask of the observed times for every row, ``(rows * seen, *codomain.shape)``."""
+        """Data and mask of the observed times for every row, ``(rows, seen, *codomain.shape)``."""
         shape, times = o.operator.codomain.shape, self.work.times
-        at = (cases[:, None] * times + torch.tensor(self.seen)).flatten()
+        at = cases[:, None] * times + torch.tensor(self.seen)
         y = o.y[at]
         if perturbed:
             covariance = o.noise.covariance(shape)
             white = streams.normal((len(self.seen), *covariance.white_shape), dtype=y.dtype)
-            y = y + covariance.sqrt(white).reshape(y.shape)
+            y = y + covariance.sqrt(white.flatten(0, 1)).reshape(y.shape)
         return y, None if o.mask is None else o.mask[at]
 
-    def trajectory(self, v: torch.Tensor) -> torch.Tensor:
-        """``(rows, times, *shape)``."""
-        prior, model = self.prior, self.work.model
-        v = v.to(prior.dtype)
-        z = prior.law.sqrt(v[:, : self.first].reshape(len(v), *prior.law.white_shape))
-        x, errors = [prior.normalisation.physical(z)], None
-        if model.covariance is not None:
-            white = v[:, self.first :].reshape(len(v), self.work.times - 1, *model.covariance.white_shape)
-            errors = model.covariance.sqrt(white)
-        for k in range(self.work.times - 1):
-            after = model.advance(x[-1])
-            x.append(after if errors is None else after + errors[:, k])
-        self.work.model_steps += len(v) * (self.work.times - 1)
-        return torch.stack(x, 1)
+    def windows(self) -> list[int]:
+        """Numbers of times, from those up to the first that was observed to all."""
+        last = [k + 1 for k in self.seen[:-1]]
+        return [*last[:: max(1, len(last) // WINDOWS)], self.work.times]
 
-    def value(self, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The function of every row, ``(rows,)``, infinite where the model is not finite, and its gradient."""
-        with torch.enable_grad():
-            v = v.detach().requires_grad_()
-            states = self.trajectory(v)[:, self.seen].flatten(0, 1)
-            cost = 0.5 * (v - self.centre).square().sum(1)
-            for o, (y, mask) in zip(self.work.posterior.observations, self.data, strict=True):
-                log_prob: torch.Tensor = o.noise.log_prob(y, o.operator.apply(states), mask)
-                cost = cost - log_prob.double().unflatten(0, (self.rows, len(self.seen))).sum(1)
-            self.work.operator_calls += len(states)
-            (gradient,) = torch.autograd.grad(cost.sum(), v)
-        fine = cost.isfinite() & gradient.isfinite().all(1)
-        return torch.where(fine, cost.detach(), math.inf), torch.where(fine[:, None], gradient, 0.0)
+    def extend(self, known: _Paths, times: int) -> _Paths:
+        """So many times, the later ones along their own centres.
 
-
-def minimise(
-    value: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    start: torch.Tensor,
-    iterations: int,
-    tolerance: float,
-    *,
-    memory: int = 20,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """L-BFGS (Nocedal 1980) of many functions at once, each with a curvature and a step of its own.
-
-    scipy's takes one function: of the sum over many rows it goes down as slowly as the worst of them.
-
-    Args:
-        value: rows ``(rows, d)`` to values ``(rows,)``, infinite where a step went too far, and gradients.
-        start: rows ``(rows, d)``.
-        iterations: most of them.
-        tolerance: largest gradient of a row that is done.
-        memory: how many steps the curvature is learned from.
-
-    Returns:
-        Rows, values, gradients and the number of iterations.
-
-    Raises:
-        DivergenceError: if the function is not finite at the start.
-
-    Example:
-        >>> def value(x):
-        ...     return (x - 1).square().sum(1), 2 * (x - 1)
-        >>> minimise(value, torch.zeros(2, 3, dtype=torch.float64), 50, 1e-9)[0].sum().item()
-        6.0
-    """
-    x = start.clone()
-    f, g = value(x)
-    if not bool(f.isfinite().all()):
-        raise DivergenceError(
-            f"the model is not finite from {int((~f.isfinite()).sum())} of {len(f)} starts. Use a shorter window, a shorter step "
-            "of the model, or a narrower initial law."
+        Raises:
+            DivergenceError: if the model is not finite there.
+        """
+        out = self.roll(
+            torch.arange(self.rows),
+            _Paths([*known.v, *self.centre[len(known.v) : times]], known.x, known.cost),
+            None,
         )
-    pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    last = 0.5 / g.norm(dim=1).clamp_min(1.0)
-    for k in range(iterations):
-        active = g.abs().amax(1) > tolerance
-        if not bool(active.any()):
-            return x, f, g, k
-        d = _direction(g, pairs)
-        slope = (d * g).sum(1)
-        lost = slope >= 0
-        d, slope = torch.where(lost[:, None], -g, d), torch.where(lost, -g.square().sum(1), slope)
-        # a row that had to be cut back starts near where it was cut to: one such row costs all of them evaluations
-        t = torch.where(active, last.mul(2).clamp_max(1.0), 0.0)
-        accepted, new = ~active, (x, f, g)
-        for _ in range(30):
-            trial = x + t[:, None] * d
-            at, slopes = value(trial)
-            # below the rounding of the function its decrease cannot be seen
-            good = (at <= f + 1e-4 * t * slope + 1e-14 * f.abs()) & ~accepted
-            new = (
-                torch.where(good[:, None], trial, new[0]),
-                torch.where(good, at, new[1]),
-                torch.where(good[:, None], slopes, new[2]),
+        if not bool(out.cost.isfinite().all()):
+            raise DivergenceError(
+                f"the model is not finite from {int((~out.cost.isfinite()).sum())} of {self.rows} starts. Use a shorter window, a "
+                "shorter step of the model, or a narrower initial law."
             )
-            accepted = accepted | good
-            if bool(accepted.all()):
-                break
-            t = torch.where(accepted, t, 0.25 * t)
-        last = torch.where(active, t, last)
-        step, change = new[0] - x, new[2] - g
-        if not bool((step != 0).any()):
-            return x, f, g, k
-        curvature = (step * change).sum(1)
-        learned = curvature > 1e-10 * change.square().sum(1)
-        inverse = torch.where(learned, 1 / torch.where(learned, curvature, 1.0), 0.0)
-        pairs = [*pairs[-(memory - 1) :], (step, change, inverse)]
-        x, f, g = new
-    return x, f, g, iterations
+        return out
+
+    def roll(self, rows: torch.Tensor, now: _Paths, plan: _Plan | None) -> _Paths:
+        """Forwards through the model with the unknowns changed as planned; the cost is infinite where it is not finite."""
+        v: list[torch.Tensor] = []
+        x: list[torch.Tensor] = []
+        model = self.work.model
+        ahead = self.mean.expand(len(rows), *self.mean.shape[1:])
+        for k, (root, old) in enumerate(zip(self.roots, now.v, strict=False)):
+            ahead = model.advance(x[-1]) if k else ahead
+            v.append(old.clone())
+            if plan is not None:
+                v[k] += plan.fixed[k]
+                if k:
+                    there = now.x[:, k].double().flatten(1) - old @ root.T
+                    v[k] += _times(plan.answers[k], ahead.double().flatten(1) - there)
+            x.append(ahead + (v[k] @ root.T).reshape(ahead.shape).to(ahead))
+        self.work.model_steps += len(rows) * (len(x) - 1)
+        out = torch.stack(x, 1)
+        return _Paths(v, out, self.cost(rows, v, out))
+
+    def cost(self, rows: torch.Tensor, v: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """The function, ``(rows,)``."""
+        out = torch.zeros(len(rows), dtype=torch.float64)
+        for a, centre in zip(v, self.centre, strict=False):
+            out += 0.5 * (a - centre[rows]).square().sum(1)
+        seen = [k for k in self.seen if k < len(v)]
+        states = x[:, seen].flatten(0, 1)
+        for o, (y, mask) in zip(self.work.posterior.observations, self.data, strict=True):
+            mask = None if mask is None else mask[rows, : len(seen)].flatten(0, 1)
+            log_prob = o.noise.log_prob(y[rows, : len(seen)].flatten(0, 1), o.operator.apply(states), mask)
+            out -= log_prob.double().reshape(len(rows), -1).sum(1)
+        self.work.operator_calls += len(states)
+        return torch.where(out.isfinite(), out, math.inf)
+
+    def plan(self, now: _Paths, rows: torch.Tensor, damping: torch.Tensor) -> tuple[_Plan, torch.Tensor]:
+        """The step of Levenberg and Marquardt, and the largest gradient of every row.
+
+        Backwards over time, ``dx S dx / 2 + s dx`` is the least that the future costs after a deviation ``dx``.
+        """
+        slopes, curvatures = self._seen(now.x, rows)
+        steps = _jacobian(self.work.model.advance, now.x[:, :-1], self.work.model.space.size)
+        self.work.model_steps += steps.shape[0] * steps.shape[1] * steps.shape[2]
+        s = gradient = torch.zeros_like(slopes[:, 0])
+        big, worst = torch.zeros_like(curvatures[:, 0]), torch.zeros_like(damping)
+        out = _Plan(torch.zeros_like(damping))
+        for k in reversed(range(len(now.v))):
+            if k in self.seen:
+                at = self.seen.index(k)
+                s, gradient, big = s + slopes[:, at], gradient + slopes[:, at], big + curvatures[:, at]
+            root, offset = self.roots[k], now.v[k] - self.centre[k][rows]
+            worst = torch.cat([worst[:, None], (offset + gradient @ root).abs()], 1).amax(1)
+            slope, cross = offset + s @ root, root.T @ big
+            eye = torch.eye(root.shape[1], dtype=torch.float64)
+            factor, failed = torch.linalg.cholesky_ex((1 + damping)[:, None, None] * eye + cross @ root)
+            # a step that is not finite is not taken, and the next is damped more
+            factor = torch.where(failed[:, None, None] > 0, math.nan, factor)
+            fixed = torch.cholesky_solve(slope[..., None], factor)[..., 0]
+            answer = torch.cholesky_solve(cross, factor)
+            out.fixed.insert(0, -fixed)
+            out.answers.insert(0, -answer)
+            out.decrease += 0.5 * (slope * fixed).sum(1)
+            s, big = s - _times(answer.mT, slope), big - cross.mT @ answer
+            if k:
+                a = steps[:, k - 1]
+                s, gradient, big = _times(a.mT, s), _times(a.mT, gradient), a.mT @ ((big + big.mT) / 2) @ a
+        return out, worst
+
+    def _seen(self, x: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradient and Gauss-Newton curvature of ``-log p(y_k | x_k)`` at the times that were observed."""
+        seen = [k for k in self.seen if k < x.shape[1]]
+        states, d = x[:, seen], self.work.model.space.size
+        slope = torch.zeros((*states.shape[:2], d), dtype=torch.float64)
+        curvature = torch.zeros((*states.shape[:2], d, d), dtype=torch.float64)
+        for o, (y, mask) in zip(self.work.posterior.observations, self.data, strict=True):
+            shape = o.operator.codomain.shape
+            j = _jacobian(o.operator.apply, states, o.operator.codomain.size)
+            mask = None if mask is None else mask[rows, : len(seen)].flatten(0, 1)
+            score = o.noise.score(
+                y[rows, : len(seen)].flatten(0, 1), o.operator.apply(states.flatten(0, 1)), mask
+            )
+            slope -= _times(j.mT, score.double().reshape(*j.shape[:3]))
+            # the score of Gaussian noise is linear: of the columns of j it is R^-1 j
+            columns = j.mT.reshape(-1, *shape).to(y)
+            mask = None if mask is None else mask.repeat_interleave(d, 0)
+            weighed = o.noise.score(columns, torch.zeros_like(columns), mask).double()
+            curvature += weighed.reshape(j.mT.shape) @ j
+            self.work.operator_calls += j[..., 0].numel() + states.shape[0] * states.shape[1]
+        return slope, curvature
 
 
-def _direction(
-    gradient: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-) -> torch.Tensor:
-    """``-H g`` with the inverse curvature of the last steps: two loops over them, all rows at once."""
-    q, weights = gradient, []
-    for step, change, inverse in reversed(pairs):
-        weights.append(inverse * (step * q).sum(1))
-        q = q - weights[-1][:, None] * change
-    scale = torch.ones_like(q[:, 0])
-    for _, change, inverse in pairs:
-        square = change.square().sum(1)
-        scale = torch.where(inverse > 0, 1 / (inverse * square.clamp_min(1e-300)), scale)
-    q = scale[:, None] * q
-    for (step, change, inverse), weight in zip(pairs, reversed(weights), strict=True):
-        q = q + (weight - inverse * (change * q).sum(1))[:, None] * step
-    return -q
+def _jacobian(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, size: int) -> torch.Tensor:
+    """Derivatives ``(rows, times, size, d)`` at states ``(rows, times, *shape)``, by a copy of a state for every output."""
+    with torch.enable_grad():
+        copies = x.detach().flatten(0, 1).repeat_interleave(size, 0).requires_grad_()
+        out = function(copies).flatten(1)
+        units = torch.eye(size, dtype=out.dtype).repeat(len(out) // size, 1)
+        (rows,) = torch.autograd.grad(out, copies, units)
+    return rows.double().reshape(*x.shape[:2], size, math.prod(x.shape[2:]))
+
+
+def _root(covariance: Covariance) -> torch.Tensor:
+    """``F`` of ``F F^T``, ``(d, white)``."""
+    n = math.prod(covariance.white_shape)
+    eye = torch.eye(n, dtype=torch.float64).reshape(n, *covariance.white_shape)
+    return covariance.sqrt(eye).reshape(n, -1).T
+
+
+def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    return (matrix @ vector[..., None])[..., 0]
