@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from sciddiff import covariance, diagnostics, methods, noise, operators, plot, priors, solvers
+from sciddiff import covariance, diagnostics, methods, noise, operators, priors, solvers
 from sciddiff.bench.catalog import load_prior, problem
 from sciddiff.citations import citation
 from sciddiff.diagnostics import summary
@@ -30,11 +30,11 @@ from sciddiff.priors import (
     Prior,
 )
 from sciddiff.spaces import Space, Variable
-from sciddiff.training import train, train_process
 
 if TYPE_CHECKING:
-    from sciddiff import assimilation, physics, testing
+    from sciddiff import assimilation, physics, plot, testing
     from sciddiff.assimilation import forecast, impute
+    from sciddiff.training import train, train_process
 
 __version__ = version("sciddiff")
 del version
@@ -83,12 +83,20 @@ __all__ = [
 ]
 
 
+_LATER = {
+    "forecast": "assimilation",
+    "impute": "assimilation",
+    "train": "training",
+    "train_process": "training",
+}
+
+
 def __getattr__(name: str) -> Any:
     """The rooms that many scripts never enter are loaded when they are first asked for."""
-    if name in ("assimilation", "physics", "testing"):
+    if name in ("assimilation", "physics", "plot", "testing", "training"):
         return import_module(f"sciddiff.{name}")
-    if name in ("forecast", "impute"):
-        return getattr(import_module("sciddiff.assimilation"), name)
+    if name in _LATER:
+        return getattr(import_module(f"sciddiff.{_LATER[name]}"), name)
     raise AttributeError(f"module 'sciddiff' has no attribute {name!r}")
 
 
