@@ -31,6 +31,8 @@ __all__ = ["Weak4DVar"]
 
 # of derivatives that are held at once
 NUMBERS = 2**24
+# and of one trajectory, 4 GB of them
+LARGEST = 2**29
 # windows before the whole, and iterations in each
 WINDOWS, STEPS = 20, 5
 
@@ -93,11 +95,14 @@ class Weak4DVar(AssimilationMethod):
             )
 
     def misfit(self, assimilation: Assimilation) -> str | None:
-        """A Gaussian initial law, Gaussian errors, and derivatives."""
+        """A Gaussian initial law, Gaussian errors, and derivatives that can be held."""
         if not isinstance(assimilation.model.initial, GaussianPrior):
             return f"the initial law is no GaussianPrior but {assimilation.model.initial!r}"
         offers = assimilation.posterior.offers()
         reasons = [reason for need in ("differentiable", "gaussian") if (reason := offers[need]) is not None]
+        numbers = assimilation.model.length * assimilation.model.space.size**2
+        if numbers > LARGEST:
+            reasons.append(f"the model's derivatives along one trajectory are {numbers:.1e} numbers")
         return "; ".join(reasons) or None
 
     def draw(self, work: Work) -> torch.Tensor:
@@ -141,6 +146,12 @@ class Weak4DVar(AssimilationMethod):
             work.warnings.append(
                 f"4D-Var: {late} of {problem.rows} descents stopped at gradients of up to {worst:.2g} after {taken} iterations: allow "
                 "more, or use a shorter window"
+            )
+        poor = int((best.cost > problem.bound()).sum())
+        if poor:
+            work.warnings.append(
+                f"4D-Var: {poor} of {problem.rows} minima fit worse than one in a million would by chance: local minima, or data "
+                "that the model does not explain"
             )
         return best.x
 
@@ -201,7 +212,7 @@ class _Problem:
     """The function of white unknowns, one row for every draw of every case."""
 
     def __init__(self, work: Work, n: int, *, perturbed: bool) -> None:
-        self.work, self.rows = work, n * work.cases
+        self.work, self.rows, self.perturbed = work, n * work.cases, perturbed
         draws = [i for i in range(n) for _ in range(work.cases)]
         cases = [c for _ in range(n) for c in range(work.cases)]
         streams = Streams(work.seed, draws, cases, purpose="variational")
@@ -261,6 +272,21 @@ class _Problem:
                 "shorter step of the model, or a narrower initial law."
             )
         return out
+
+    def bound(self) -> torch.Tensor:
+        """What the function at a minimum exceeds with probability 1e-6 if all is linear and the model true, ``(rows,)``.
+
+        Then twice the function, counted from a perfect fit, is a chi-squared of as many values as there are data, and twice
+        that with perturbations; the bound on its tail is that of Laurent and Massart (2000), Lemma 1.
+        """
+        perfect = torch.zeros(self.rows, dtype=torch.float64)
+        count = torch.zeros_like(perfect)
+        for o, (y, mask) in zip(self.work.posterior.observations, self.data, strict=True):
+            flat, hidden = y.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
+            perfect -= o.noise.log_prob(flat, flat, hidden).double().reshape(self.rows, -1).sum(1)
+            count += (torch.ones_like(y) if mask is None else mask).double().flatten(1).sum(1)
+        t = math.log(1e6)
+        return perfect + (1.0 if self.perturbed else 0.5) * (count + 2 * (count * t).sqrt() + 2 * t)
 
     def roll(self, rows: torch.Tensor, now: _Paths, plan: _Plan | None) -> _Paths:
         """Forwards through the model with the unknowns changed as planned; the cost is infinite where it is not finite."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from sciddiff.physics import Lorenz63
 
 sys.path.append(str(Path(__file__).parent))
 
-from linear_gaussian import TIMES, D, assimilation, dense, errors, model, observations, operator
+from linear_gaussian import TIMES, D, assimilation, dense, errors, matrices, model, observations, operator
 
 N = 4000
 
@@ -180,6 +181,34 @@ def test_rows_held_at_once_do_not_change_the_draws_of_4dvar(monkeypatch):
 def test_4dvar_that_stops_too_early_says_so():
     with pytest.warns(sd.draws.DiagnosisWarning, match="4D-Var"):
         assimilation().sample(2, Weak4DVar(iterations=1), seed=0)
+
+
+def test_the_least_cost_of_4dvar_is_half_or_all_of_a_chi_squared_of_as_many_values_as_data():
+    seen = model().simulate(400, seed=1)
+    y = torch.from_numpy(seen["x"].values) @ torch.from_numpy(matrices()["H"]).T
+    y = y + torch.tensor([1.0, 1.5, 0.8]).sqrt() * torch.randn(
+        y.shape, generator=torch.Generator().manual_seed(0)
+    )
+    law = model().given(y.numpy(), operator(), errors(), batch_dim="case")
+    m, t = 3 * TIMES, math.log(1e6)
+    for perturbed, scale in ((False, 0.5), (True, 1.0)):
+        problem, rows = _Problem(Work(law, Weak4DVar(), 1, 0), 1, perturbed=perturbed), torch.arange(400)
+        start = problem.extend(_Paths([], problem.mean, torch.empty(0)), TIMES)
+        least = problem.roll(rows, start, problem.plan(start, rows, torch.zeros(400).double())[0]).cost
+        perfect = problem.bound() - scale * (m + 2 * math.sqrt(m * t) + 2 * t)
+        assert abs(float((least - perfect).mean()) - scale * m) < 4.5 * scale * math.sqrt(2 * m / 400)
+        assert bool((least < problem.bound()).all())
+
+
+def test_minima_that_do_not_explain_their_data_are_counted():
+    with pytest.warns(sd.draws.DiagnosisWarning, match="3 of 3 minima"):
+        assimilation(y=observations() + 100.0).sample(3, Weak4DVar(), seed=0)
+
+
+def test_states_whose_derivatives_cannot_be_held_are_refused(monkeypatch):
+    monkeypatch.setattr("sciddiff.assimilation.variational.LARGEST", TIMES * D * D - 1)
+    with pytest.raises(MethodError, match="derivatives along one trajectory"):
+        assimilation().sample(1, Weak4DVar(), seed=0)
 
 
 def test_4dvar_from_starts_where_the_model_is_not_finite_diverges():
