@@ -96,6 +96,7 @@ def with_model(name: str) -> None:
     law, smooth = twin.model(), twin.model(twin.gaussian())
     methods: dict[str, tuple[Any, Any]] = {
         f"FFBS, {PARTICLES // 2} particles": (law, FFBS(particles=PARTICLES // 2)),
+        f"FFBS, {PARTICLES // 4} particles": (law, FFBS(particles=PARTICLES // 4)),
         "FFBS, 2048 particles": (law, FFBS(particles=2048)),
         "EnKS, 512 members": (law, EnKS(members=512)),
         "weak 4D-Var, randomised": (smooth, Weak4DVar()),

@@ -58,10 +58,7 @@ NETWORK = {
 
 
 def train(out: Path, *, seed: int = 0) -> NeuralPrior:
-    """Train the network on windows of the training runs and keep the prior in ``out``; about 13 minutes of one core.
-
-    The prior that is shipped was taken from the checkpoint of step 8000 of this run.
-    """
+    """Train the network on windows of the training runs and keep the prior in ``out``; about 13 minutes of one core."""
     data = twin.data
     prior = sd.train(
         data.Windows(data.load("training"), batch=64),
