@@ -58,7 +58,7 @@ def climatology(history: Any, *, horizon: Any, period: int, samples: int = 100, 
 def persistence(history: Any, *, horizon: Any, samples: int = 100, seed: int) -> xr.Dataset:
     """The last value seen, with the errors that this rule made from the times of the history on.
 
-    Arguments, result and errors are those of `climatology`.
+    After a gap the errors are those of a value as old. Arguments, result and errors are those of `climatology`.
 
     Example:
         >>> import pandas as pd
@@ -72,7 +72,7 @@ def persistence(history: Any, *, horizon: Any, samples: int = 100, seed: int) ->
 def seasonal_naive(history: Any, *, horizon: Any, period: int, samples: int = 100, seed: int) -> xr.Dataset:
     """The last value seen in the same phase of the cycle, with the errors of this rule in the history.
 
-    Arguments, result and errors are those of `climatology`.
+    After a gap the errors are those of a value as old. Arguments, result and errors are those of `climatology`.
 
     Example:
         >>> import pandas as pd
@@ -82,24 +82,21 @@ def seasonal_naive(history: Any, *, horizon: Any, period: int, samples: int = 10
     """
     past = _Past(history, horizon)
     period = check_count("period", period)
-    latest = _latest(past.y, period)
-    ahead = np.arange(1, past.last + 1)
-
-    def rule(origins: np.ndarray) -> np.ndarray:
-        return np.asarray(latest[origins[:, None], (origins[:, None] + ahead) % period])
-
-    centre = rule(np.array([past.count - 1]))[0]
-    if np.isnan(centre).any():
+    now, ahead = past.count - 1, np.arange(1, past.last + 1)
+    latest = _latest(past.y, period)[(now + ahead) % period]
+    if (latest < 0).any():
         raise InputError(
             "history",
             expected=f"a value in each of the {period} phases of the cycle",
-            got=f"none for step {int(np.isnan(centre).argmax()) + 1} of the horizon",
+            got=f"none for step {int((latest < 0).argmax()) + 1} of the horizon",
             fix="pass a longer or fuller history",
         )
-    origins = np.arange(max(0, past.count - past.last))
-    errors = past.y[origins[:, None] + ahead] - rule(origins) if len(origins) else past.y[:0, None]
+    # a value as old as the one that the forecast has to take
+    back = latest - now
+    origins = np.arange(-back.min(), past.count - past.last)[:, None]
+    errors = past.y[origins + ahead] - past.y[origins + back] if len(origins) else past.y[:0, None]
     name = "persistence()" if period == 1 else f"seasonal_naive(period={period})"
-    return past.ensemble(centre, errors, samples, seed, name)
+    return past.ensemble(past.y[latest], errors, samples, seed, name)
 
 
 def sarimax(
@@ -164,7 +161,8 @@ def local_level(series: Any, *, samples: int = 100, seed: int, **components: Any
         samples: number of draws.
         seed: draw i depends on (seed, i) alone.
         components: more of `statsmodels.tsa.statespace.structural.UnobservedComponents`, such as
-            ``level="local linear trend"`` or ``seasonal=12``.
+            ``level="local linear trend"`` or ``seasonal=12``; ``exog`` has a row for each step, gaps included, and the level
+            is without it.
 
     Returns:
         `xarray.Dataset` with dims ``("sample", "time")``: the series under its own name, where it was seen as it was seen
@@ -291,11 +289,11 @@ def _step(times: np.ndarray, argument: str) -> Any:
 
 
 def _latest(y: np.ndarray, period: int) -> np.ndarray:
-    """The last value seen by step i in phase j, ``(steps, period)``; NaN where there is none yet."""
-    steps = np.arange(len(y))
-    inside = (steps[:, None] % period == np.arange(period)) & ~np.isnan(y)[:, None]
-    at = np.maximum.accumulate(np.where(inside, steps[:, None], -1), axis=0)
-    return np.where(at >= 0, y[at.clip(0)], np.nan)
+    """The step of the last value seen in each phase, ``(period,)``; -1 where there is none."""
+    out = np.full(period, -1)
+    seen = np.flatnonzero(~np.isnan(y))
+    np.maximum.at(out, seen % period, seen)
+    return out
 
 
 def _fitted(make: Any, name: str) -> Any:
@@ -358,7 +356,9 @@ def _smoothed(fit: Any, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray
             initial_state_variates=first,
         )
         states[i] = smoother.simulated_state
-    mean = np.einsum("i,ait->at", model["design"][0].reshape(model.k_states, -1)[:, 0], states)
+    # regressors stand in the intercept, or in a design that changes in time
+    design = np.broadcast_to(model["design"][0].reshape(model.k_states, -1), (model.k_states, count))
+    mean = np.einsum("it,ait->at", design, states) + model["obs_intercept"].reshape(-1)
     return states, mean + draws[3] * np.sqrt(model["obs_cov"][0, 0])
 
 

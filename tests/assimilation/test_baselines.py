@@ -114,8 +114,30 @@ def test_a_gap_just_before_the_horizon_is_bridged_by_the_last_value_seen(series)
     holed.iloc[-3:] = np.nan
     a = persistence(holed, horizon=1, samples=4, seed=0)["t"]
     y = holed.to_numpy()
-    errors = {round(v, 9) for v in (y[1:] - holed.ffill().to_numpy()[:-1])}
+    errors = {round(v, 9) for v in (y[4:] - y[:-4])}
     assert {round(v, 9) for v in (a.values[:, 0] - y[-4])} <= errors
+
+
+def test_after_a_gap_persistence_is_as_unsure_as_a_value_so_old():
+    walks = np.random.default_rng(0).standard_normal((60, 200)).cumsum(1)
+    walks[:, -6:] = np.nan
+    days = pd.date_range("2001-01-01", periods=200)
+    spread = np.array(
+        [persistence(pd.Series(w, days), horizon=1, samples=100, seed=0)["x"].var().item() for w in walks]
+    )
+    # seven steps of a walk of variance 1; the variances of the walks differ by chance
+    assert abs(spread.mean() - 7) < 4.5 * spread.std() / np.sqrt(60)
+
+
+@pytest.mark.parametrize("in_the_state", [False, True])
+def test_missing_values_follow_their_regressors(series, in_the_state):
+    cause = np.random.default_rng(1).standard_normal(180)
+    walk = np.random.default_rng(2).standard_normal(180).cumsum() / 10
+    whole, gap = 10 * cause + walk, np.flatnonzero(series.isna())
+    made = pd.Series(whole, series.index, name="t").where(series.notna())
+    draws = local_level(made, samples=400, seed=0, exog=cause, mle_regression=not in_the_state)["t"][:, gap]
+    z = (draws.mean("sample").values - whole[gap]) / draws.std("sample").values
+    assert draws.std("sample").values.max() < 1 and np.abs(z).max() < 4.5
 
 
 @pytest.mark.parametrize(
