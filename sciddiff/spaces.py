@@ -473,6 +473,7 @@ def _stored(labels: np.ndarray | None) -> dict[str, Any] | None:
 
 
 def _labels(dim: str, labels: Any) -> np.ndarray:
+    check_zone(labels, "coords")
     values = np.array(labels)  # a copy: what the caller does to the array later is not ours
     if values.ndim != 1 or values.size == 0:
         raise InputError(
@@ -560,6 +561,21 @@ def _edges(edges: Any, sizes: Mapping[str, int]) -> np.ndarray:
             fix="count the nodes from 0, and give the node dim its full size",
         )
     return values
+
+
+def check_zone(times: Any, argument: str) -> None:
+    """Raise `InputError` on dates with a time zone, which numpy would take for UTC."""
+    dtype = getattr(times, "dtype", None)
+    zone = getattr(dtype, "tz", None)
+    if zone is None and (isinstance(times, (list, tuple)) or getattr(dtype, "kind", "") == "O"):
+        zone = next((z for t in times if (z := getattr(t, "tzinfo", None)) is not None), None)
+    if zone is not None:
+        raise InputError(
+            argument,
+            expected="dates without a time zone",
+            got=f"dates of time zone {zone}",
+            fix="convert them: dates.tz_convert('UTC').tz_localize(None)",
+        )
 
 
 def check_space(space: object, argument: str = "space") -> Space:

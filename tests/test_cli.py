@@ -169,3 +169,8 @@ def test_the_command_line_imports_no_more_than_the_package_does():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     new = {name.partition(".")[0] for name in done.stdout.split()}
     assert not new & {"torch", "xarray", "matplotlib", "scipy", "pandas", "h5py", "tqdm", "numpy"}
+
+
+def test_the_package_runs_as_a_module():
+    ran = subprocess.run([sys.executable, "-m", "sciddiff", "--version"], capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout.split()[-1] == sciddiff.__version__

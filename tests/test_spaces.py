@@ -476,6 +476,14 @@ def test_coordinates_that_do_not_fit_a_dim_are_refused(along):
         Space({"sensor": 2}, "t", along=along)
 
 
+def test_dates_with_a_time_zone_are_refused():
+    days = pd.date_range("2020", periods=3, tz="Europe/Berlin")
+    for dates in (days, pd.Series(days), list(days), days.to_pydatetime(), days.astype(object)):
+        with pytest.raises(InputError, match="time zone Europe/Berlin"):
+            Space({"time": dates})
+    assert Space({"time": days.tz_convert("UTC").tz_localize(None)}).coords["time"].dtype.kind == "M"
+
+
 def test_labels_are_copied():
     labels = np.linspace(0, 1, 3)
     space = Space({"z": labels})

@@ -117,8 +117,6 @@ class Prior(ABC):
         dtype, device: of the states.
         exact: whether `denoise` is the exact conditional mean.
         normalised: whether ``z`` varies by about one; False for networks that came without a normalisation.
-        season: mean of each calendar month, ``(12, ...)`` in physical units, for priors over monthly
-            windows of anomalies that may start in any month; None for other priors.
         spread: measured size of the denoising covariance, see `training.calibrate`; None where it was not.
     """
 
@@ -131,8 +129,25 @@ class Prior(ABC):
     device: torch.device
     exact: bool = False
     normalised: bool = True
-    season: torch.Tensor | None = None
     spread: Spread | None = None
+    _season: torch.Tensor | None = None
+
+    @property
+    def season(self) -> torch.Tensor | None:
+        """Mean of each calendar month, January first, in physical units; None for priors without.
+
+        For priors over monthly windows of anomalies that may start in any month: ``(12, *space.shape)`` without the
+        axis of the dim "time", so ``(12,)`` for one series and ``(12, variables)`` for several.
+
+        Raises:
+            InputError: when it is set to another shape, or to what is not finite.
+        """
+        return self._season
+
+    @season.setter
+    def season(self, value: Any) -> None:
+        season = check_season(value, self.space)
+        self._season = None if season is None else season.to(self.device)
 
     @abstractmethod
     def denoise(self, z: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
@@ -184,7 +199,7 @@ class Prior(ABC):
         other.device, other.dtype = self.device if device is None else torch.device(device), dtype
         units = self.normalisation
         other.normalisation = Normalisation(units.mean.to(other.device), units.scale.to(other.device))
-        other.season = None if self.season is None else self.season.to(other.device)
+        other.season = self.season
         return other
 
     def save(self, path: str | PathLike[str], *, half: bool = False) -> None:
@@ -345,6 +360,30 @@ def check_dtype(dtype: object) -> torch.dtype:
             "dtype", expected="a real dtype of torch", got=dtype, fix="pass for example torch.float64"
         )
     return dtype
+
+
+def check_season(season: Any, space: Space) -> torch.Tensor | None:
+    """Return a mean of each calendar month as a tensor, see `Prior.season`, or raise `InputError`."""
+    if season is None:
+        return None
+    axes = range(len(space.shape) - len(space.dims), len(space.shape)) if space.homogeneous else ()
+    time = dict(zip(space.dims, axes, strict=False)).get("time")
+    shape = (12, *(n for i, n in enumerate(space.shape) if i != time))
+    try:
+        value = season if isinstance(season, torch.Tensor) else torch.tensor(np.asarray(season, np.float64))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "season", expected="numbers", got=type(season).__name__, fix="pass an array of twelve means"
+        ) from error
+    if tuple(value.shape) != shape or not value.is_floating_point() or not bool(value.isfinite().all()):
+        wrong = tuple(value.shape) != shape or not value.is_floating_point()
+        raise InputError(
+            "season",
+            expected=f"a finite mean of each calendar month, shape {shape} for {space!r}",
+            got=f"{value.dtype} of shape {tuple(value.shape)}" if wrong else "NaN or infinite means",
+            fix="give the means of January to December, in physical units",
+        )
+    return value
 
 
 def sigma_range(

@@ -169,7 +169,7 @@ class NeuralPrior(Prior):
         sigma_max: highest noise level; default ``20 sqrt(largest)``.
         law: covariance in normalised units of a Gaussian that was fitted beside the skip path of EDM, for methods that ask
             for `gaussian_covariance`; not with ``gaussian``.
-        season: mean of each calendar month ``(12, ...)``, for priors over anomalies.
+        season: mean of each calendar month, for priors over anomalies; see `Prior.season`.
         covariates: the drivers whose channels the network sees behind the others. Such a prior has no denoiser before
             it is told what they are, see `driven`.
         history: what the trainer recorded, columns by name; `plot.loss` draws it.
@@ -236,7 +236,7 @@ class NeuralPrior(Prior):
         self.largest = float(max(candidates))
         spread = math.sqrt(space.size / max(self.reference.rank, 1))
         self.sigma_min, self.sigma_max = sigma_range(self.largest, spread, sigma_min, sigma_max)
-        self.season = None if season is None else season.to(self.device)
+        self.season = season
         self.history = {name: list(values) for name, values in (history or {}).items()}
         self.covariates = covariates
         _try(self)

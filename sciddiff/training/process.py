@@ -28,7 +28,7 @@ from sciddiff.priors.covariates import Told, tell
 from sciddiff.priors.neural import NeuralPrior, Plain, Preconditioning, largest_eigenvalue
 from sciddiff.priors.process import ProcessPrior
 from sciddiff.random import Streams, check_seed
-from sciddiff.spaces import Space
+from sciddiff.spaces import Space, check_zone
 from sciddiff.training.data import Source
 from sciddiff.training.objective import Levels
 from sciddiff.training.run import Plan, Training
@@ -332,9 +332,12 @@ def _read(item: Any, units: Mapping[str, str | None], i: int) -> tuple[np.ndarra
 
 
 def _times(item: Any, i: int) -> np.ndarray:
+    argument = f"series[{i}]"
     if isinstance(item, tuple) and len(item) == 2:
+        check_zone(item[0], argument)
         return np.asarray(item[0])
     if hasattr(item, "iloc"):
+        check_zone(item.index, argument)
         return np.asarray(item.index.values)
     if hasattr(item, "dims") and "time" in item.dims:
         return np.asarray(item["time"].values)

@@ -12,14 +12,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sciddiff import networks
 from sciddiff.covariance import Covariance, white
 from sciddiff.errors import InputError
-from sciddiff.priors.base import Normalisation
+from sciddiff.priors.base import Normalisation, check_season
 from sciddiff.priors.covariates import Covariates
 from sciddiff.priors.gaussian import GaussianPrior
 from sciddiff.priors.neural import NeuralPrior, largest_eigenvalue
@@ -100,7 +99,7 @@ def train(
         keep: the averaged weights of the "last" step, or of the "best" one on ``validation``.
         augment: ``(x, generator) -> x`` on physical float64 states ``(batch, *shape)``, with all its randomness
             from the numpy generator.
-        season: mean of each calendar month ``(12, ...)``, kept with a prior over anomalies.
+        season: mean of each calendar month, ``(12,)`` for one series, kept with a prior over anomalies; see `Prior.season`.
         covariates: known drivers of every state, on its dims: an xarray.Dataset along ``batch_dim``, or an array
             ``(n, k, *grid)``. The network sees them as channels behind the others, and where the Gaussian is fitted
             their linear response is taken out before (ridge regression). The prior has to be told what they are before
@@ -133,6 +132,7 @@ def train(
         (4, 2)
     """
     check_space(space)
+    months = check_season(season, space)
     plan = Plan(
         steps=steps,
         batch=batch,
@@ -167,7 +167,7 @@ def train(
             gaussian=gaussian,
             reference=reference,
             levels=(sigma_min, sigma_max),
-            season=None if season is None else torch.as_tensor(np.asarray(season), dtype=torch.float64),
+            season=months,
             covariates=known,
             seed=plan.seed,
             dtype=dtype,

@@ -291,3 +291,11 @@ def test_the_noise_is_a_process_on_the_times_and_one_time_is_enough():
 def test_what_does_not_fit_is_refused(call, words: str):
     with pytest.raises(InputError, match=words):
         call()
+
+
+def test_series_on_dates_with_a_time_zone_are_refused():
+    days = pd.date_range("2020", periods=20, tz="Europe/Berlin")
+    series = pd.Series(np.arange(20.0), days)
+    for one in (series, (days, series.to_numpy())):
+        with pytest.raises(InputError, match=r"series\[0\].*time zone"):
+            train_process([one, one], window=8, steps=1, seed=0)

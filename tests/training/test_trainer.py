@@ -563,6 +563,26 @@ def test_a_season_is_kept():
     assert torch.equal(prior.season, season)
 
 
+def test_a_season_that_is_no_mean_of_each_month_of_the_space_is_refused_before_training():
+    series = Space({"time": 24}, ["a", "b"])
+    for season in (
+        np.zeros(11),
+        np.zeros(24),
+        np.zeros(12),
+        np.zeros((2, 12)),
+        np.full((12, 2), np.nan),
+        "year",
+    ):
+        with pytest.raises(InputError, match="season"):
+            train([], series, season=season, seed=0)
+    prior = GaussianPrior(series, white((2, 24)))
+    with pytest.raises(InputError, match=r"season.*shape \(12, 2\)"):
+        prior.season = torch.zeros(12)
+    prior.season = np.ones((12, 2))
+    assert torch.equal(prior.season, torch.ones(12, 2, dtype=torch.float64))
+    assert prior.to(dtype=torch.float32).relabel(series).season is not None
+
+
 def test_a_progress_bar_shows_the_loss(capsys: pytest.CaptureFixture[str]):
     train(normal(0, 50, 2), PAIR, **TINY | {"progress": True}, seed=0)
     shown = capsys.readouterr().err
