@@ -12,7 +12,7 @@ import sciddiff as sd
 from sciddiff.errors import InputError
 from sciddiff.methods import SelfGuidance, TSDiff
 from sciddiff.methods.base import Run
-from sciddiff.methods.self_guidance import _width
+from sciddiff.methods.self_guidance import _spread, _width
 from sciddiff.priors.mixture import GaussianMixturePrior
 from sciddiff.random import Streams
 from sciddiff.solvers import Karras
@@ -28,8 +28,8 @@ BEND = sd.operators.from_torch(lambda x: torch.tanh(x @ MATRIX.T.to(x)) + x[:, :
 BIASED = dict.fromkeys(("mean", "covariance"), "biased by construction")
 
 
-def published(posterior, energy, scale, steps, draw, n):
-    """TSDiff's algorithm for one draw in the variance-preserving coordinate ``x = sqrt(alpha_bar) z``."""
+def published(posterior, energy, scale, steps, draw, n, spread):
+    """TSDiff's algorithm for one draw in the variance-preserving coordinate ``x = sqrt(alpha_bar) z``, data over their spread."""
     prior, seen, q = posterior.prior, posterior.observations[0], (draw + 1) / (n + 1)
     noise = Streams(0, [draw], purpose="posterior")
     sigmas = Karras().sigmas(steps, prior.sigma_min, prior.sigma_max)
@@ -48,20 +48,50 @@ def published(posterior, energy, scale, steps, draw, n):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             x0 = prior.denoise(x / math.sqrt(bar[i + 1]), sigmas[i + 1])
-            e = seen.y - seen.operator.apply(prior.normalisation.physical(x0))
+            e = (seen.y - seen.operator.apply(prior.normalisation.physical(x0))) / spread
             loss = e**2 if energy == "mse" else torch.maximum(q * e, (q - 1) * e)
             (gradient,) = torch.autograd.grad(loss.sum(), x)
         x = x.detach() - scale * beta * gradient
     return prior.normalisation.physical(x.detach())
 
 
+def of_white(operator, n=None):
+    """The spread of data at white normalised states: of ``MATRIX`` in closed form, of others by n states."""
+    scale = PRIOR.normalisation.scale.double()
+    if n is None:
+        return ((MATRIX * scale) ** 2).sum(1).sqrt()
+    white = np.random.default_rng(0).standard_normal((n, 3))
+    return operator.apply(PRIOR.normalisation.physical(torch.as_tensor(white))).std(0)
+
+
 @pytest.mark.parametrize("energy", ["mse", "quantile"])
-def test_tsdiff_is_the_published_algorithm(energy):
-    posterior = PRIOR.given([0.5, 1.5], BEND, sd.noise.Gaussian(0.3))
-    draws = posterior.sample(3, method=TSDiff(energy, scale=1.5), steps=30, seed=0)["x"].values
+@pytest.mark.parametrize("bent", [False, True])
+def test_tsdiff_is_the_published_algorithm_on_data_over_their_spread(energy, bent):
+    operator = BEND if bent else sd.operators.Matrix(SPACE, DATA, MATRIX)
+    posterior = PRIOR.given([0.5, 1.5], operator, sd.noise.Gaussian(0.3))
+    method = TSDiff(energy, scale=1.5)
+    run = Run(posterior, method, 3, seed=0, solver=None, steps=None, chunk=None, progress=False)
+    spread = _spread(run, posterior.observations[0])
+    if bent:
+        # 64 states that are nearly normal know an sd to 1/sqrt(128), and squares have heavier tails
+        assert ((spread / of_white(BEND, 20_000)).log().abs() < 4.5 / math.sqrt(48)).all()
+    else:
+        torch.testing.assert_close(spread, of_white(operator))
+    draws = posterior.sample(3, method=method, steps=30, seed=0)["x"].values
     for i in range(3):
-        exact = published(posterior, energy, 1.5, 30, i, 3)
+        exact = published(posterior, energy, 1.5, 30, i, 3, spread)
         np.testing.assert_allclose(draws[i : i + 1], exact, rtol=1e-8, atol=1e-8)
+
+
+def test_data_whose_spread_is_unknown_are_refused_and_constant_ones_do_not_pull():
+    holes = sd.operators.from_torch(lambda x: x[:, :2].log(), SPACE, DATA)
+    with pytest.raises(InputError, match="not finite"):
+        PRIOR.given([0.5, 1.5], holes, sd.noise.Gaussian(0.3)).sample(2, method=TSDiff(), seed=0)
+    dead = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    one = PRIOR.given([0.5], sd.operators.Matrix(SPACE, sd.Space({"j": 1}), dead[:1]), sd.noise.Gaussian(0.3))
+    two = PRIOR.given([0.5, 9.0], sd.operators.Matrix(SPACE, DATA, dead), sd.noise.Gaussian(0.3))
+    a, b = (p.sample(2, method=TSDiff(), steps=20, seed=0)["x"] for p in (one, two))
+    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 def one_datum(y=1.0, n=4000):
@@ -137,9 +167,9 @@ def test_corrected_draws_depend_on_seed_and_draw_alone_and_miss_the_moments_alon
     check_method(SelfGuidance(energy), steps=24, draws=300, expected_failures=BIASED)
 
 
-def test_published_draws_interact_by_their_levels_and_know_no_units():
-    units = {"units": "the scale has units"}
-    report = check_method(TSDiff(scale=1.0), steps=24, draws=100, expected_failures={**BIASED, **units})
+@pytest.mark.parametrize("energy", ["mse", "quantile"])
+def test_published_draws_interact_by_their_levels_and_are_the_same_in_all_units(energy):
+    report = check_method(TSDiff(energy, scale=1.0), steps=24, draws=100, expected_failures=BIASED)
     assert report.named("skipped") == ["prefix"]
 
 
