@@ -27,7 +27,7 @@ from sciddiff.assimilation.drivers import check_drivers, read_drivers
 from sciddiff.assimilation.paths import AnyTimes, Known, Path
 from sciddiff.assimilation.series import Observed, read_series, read_times, shown_time, with_leads
 from sciddiff.assimilation.steps import Labels, Steps, find_step, following, read_horizon
-from sciddiff.assimilation.windows import Window, own_window, phase, plan_ahead, plan_along
+from sciddiff.assimilation.windows import Window, own_window, phase, plan_again, plan_ahead, plan_along
 from sciddiff.errors import InputError
 from sciddiff.noise import Gaussian, Noise
 from sciddiff.posterior import check_count
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from sciddiff.priors import Prior
 
 __all__ = ["AnyTimes", "forecast", "impute"]
+
+# sds of errors, in units of the prior's, up to which a value tells nearly all that its neighbours do
+_PRECISE = 0.1
+_SWEEPS = 6
 
 
 def forecast(
@@ -117,20 +121,20 @@ def forecast(
             got=horizon,
             fix="use a prior that can be laid on other times, such as a GaussianProcess",
         )
-    plan = [Window(0, 0, length)]
-    if isinstance(axis, Steps):
-        plan = own_window(prior, axis, period, last) or plan_ahead(
-            length, last, phase(prior, axis, period), context
-        )
-    elif last >= length:
-        plan = [w.after(now) for w in plan_ahead(length, last - now, (0, 1), context)]
     check_count("samples", samples), check_seed(seed)
     noise, obs_std = _one_noise(noise, obs_std)
     series = read_series(
         history, prior.space, "history", without=check_drivers(covariates, prior), errors=obs_std
     )
     _warn_of_steps(times, "history", axis)
-    series = series.since(axis.times(plan[0].start, now)[0])
+    plan = own_window(prior, axis, period, last) if isinstance(axis, Steps) else []
+    if isinstance(axis, Labels) and law is None:
+        plan = [Window(0, 0, length)]
+    if not plan:
+        aligned = phase(prior, axis, period) if isinstance(axis, Steps) else (0, 1)
+        within = isinstance(axis, Labels) or getattr(prior, "covariates", None) is not None
+        plan = plan_ahead(length, _span(series, axis, length), last, aligned, context, within=within)
+    series = series.since(axis.times(min(plan[0].start, now), now)[0])
     known = _known(series, prior, axis, plan, noise, covariates, last)
     path = Path(prior, axis, plan, known, law)
     drawn, attrs = path.draw(samples, seed, method)
@@ -151,6 +155,7 @@ def impute(
     covariates: Any = None,
     period: int | None = None,
     context: int | None = None,
+    sweeps: int | None = None,
 ) -> xr.Dataset:
     """Draw a series where it is missing, given what was seen before and behind it.
 
@@ -203,12 +208,14 @@ def impute(
     plan = [Window(0, 0, length)]
     where = np.zeros(last + 1, dtype=bool)
     where[numbers] = seen.seen()
-    if isinstance(axis, Steps):
-        plan = own_window(prior, axis, period, last) or plan_along(
-            length, where, axis, phase(prior, axis, period), context
-        )
-    elif last >= length:
-        plan = plan_along(length, where, axis, (0, 1), context)
+    own = own_window(prior, axis, period, last) if isinstance(axis, Steps) else []
+    if own:
+        plan = own
+    elif isinstance(axis, Steps) or last >= length:
+        aligned = phase(prior, axis, period) if isinstance(axis, Steps) else (0, 1)
+        sweeps = _sweeps(sweeps, seen, noise, prior)
+        plan = plan_along(length, where, axis, aligned, context)
+        plan += plan_again(length, last + 1, aligned, sweeps)
     known = _known(seen, prior, axis, plan, noise, covariates, last)
     path = Path(prior, axis, plan, known, law)
     drawn, attrs = path.draw(samples, seed, method)
@@ -270,6 +277,23 @@ def _one_noise(noise: Noise | None, obs_std: Any) -> tuple[Noise | None, Any]:
     return None, float(noise.sd)
 
 
+def _sweeps(sweeps: int | None, series: Observed, noise: Noise | None, prior: Prior) -> int:
+    """As many as asked for; else some where errors are more than a tenth of the prior's sd or of another law."""
+    if sweeps is not None:
+        if isinstance(sweeps, bool) or not isinstance(sweeps, (int, np.integer)) or sweeps < 0:
+            raise InputError(
+                "sweeps", expected="an int of at least 0", got=repr(sweeps), fix="leave it out to take the default"
+            )
+        return int(sweeps)
+    if noise is not None:
+        return _SWEEPS
+    if series.sd is None:
+        return 0
+    scale = prior.normalisation.scale.double().cpu().amin()
+    seen = ~series.values.isnan()
+    return _SWEEPS if bool((series.sd[seen] > _PRECISE * scale).any()) else 0
+
+
 def _warn_of_steps(times: np.ndarray, argument: str, axis: Steps | Labels) -> None:
     """Warn of series that come at every second step of the prior or less often."""
     try:
@@ -283,6 +307,15 @@ def _warn_of_steps(times: np.ndarray, argument: str, axis: Steps | Labels) -> No
             UserWarning,
             stacklevel=3,
         )
+
+
+def _span(series: Observed, axis: Steps | Labels, length: int) -> tuple[int, int]:
+    """The last step with a value, and the first with one in a window that ends there."""
+    seen = series.times[series.seen()]
+    end = int(axis.count(seen[-1:], series.argument)[0])
+    low = end - length + 1 if isinstance(axis, Steps) else max(0, end - length + 1)
+    recent = seen[seen >= axis.times(low, low)[0]]
+    return int(axis.count(recent[:1], series.argument)[0]), end
 
 
 def _known(

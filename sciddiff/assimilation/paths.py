@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sciddiff.assimilation.drivers import Drivers
-from sciddiff.assimilation.series import Observed
+from sciddiff.assimilation.series import Observed, at_times
 from sciddiff.assimilation.steps import Labels, Steps
 from sciddiff.assimilation.windows import Window
 from sciddiff.noise import Gaussian, Noise
@@ -107,12 +107,12 @@ class Path:
             parts = [v.narrow(self.dim, offset, self.length) for v in (y, sd, exact)]
             past = path.narrow(1 + self.dim, offset, self.length)
             new, width = window.known - window.start, window.kept - window.known
-            posterior = self._posterior(at, parts, past, new)
-            if new:
+            posterior = self._posterior(at, parts, past, window, cases=i > 0)
+            if i:
                 draws = posterior.sample(1, method, seed=_seed_of(seed, i)).isel(sample=0)
             else:
                 draws = posterior.sample(samples, method, seed=seed)
-            x = at.space.tensor(draws, batch_dim=_CASES if new else "sample")
+            x = at.space.tensor(draws, batch_dim=_CASES if i else "sample")
             past.narrow(1 + self.dim, new, width).copy_(x.narrow(1 + self.dim, new, width))
             records.append(draws.attrs)
         return path, _record(records)
@@ -121,7 +121,7 @@ class Path:
         """The path at some steps as a Dataset of the variables that are no covariates."""
         labels = self.axis.times(int(numbers[0]), int(numbers[-1]))[numbers - numbers[0]]
         index = torch.from_numpy(numbers - self.start)
-        out = _moved(self.prior.space, labels).dataset(
+        out = at_times(self.prior.space, labels).dataset(
             path.index_select(1 + self.dim, index).to(self.prior.dtype), ["sample"]
         )
         out = out.drop_vars(list(self.known.drivers.names) if self.known.drivers else [])
@@ -135,7 +135,7 @@ class Path:
         labels, drivers = self.axis.times(start, start + self.length - 1), self.known.drivers
         if self.law is not None:
             return self.law.at(labels)
-        at: Any = self.prior.relabel(_moved(self.prior.space, labels), _seasonal_mean(self.prior, labels))
+        at: Any = self.prior.relabel(at_times(self.prior.space, labels), _seasonal_mean(self.prior, labels))
         if drivers is not None and drivers.told:
             rows = np.searchsorted(drivers.numbers, np.arange(start, start + self.length))
             dim = drivers.values.ndim - len(at.space.grid) + at.space.dims.index("time")
@@ -150,13 +150,17 @@ class Path:
         index = torch.from_numpy(numbers[inside] - self.start)
         return out.index_copy(dim, index, values.index_select(dim, torch.from_numpy(inside)))
 
-    def _posterior(self, at: Prior, known: Sequence[torch.Tensor], past: torch.Tensor, new: int) -> Posterior:
-        """The prior given the path before step ``new``, the covariates, and what was observed from there on."""
+    def _posterior(
+        self, at: Prior, known: Sequence[torch.Tensor], past: torch.Tensor, window: Window, *, cases: bool
+    ) -> Posterior:
+        """The prior given the path outside of the new steps, the covariates, and what was observed elsewhere."""
         y, sd, exact = (v.flatten() for v in known)
-        steps = torch.arange(self.length).reshape([-1 if i == self.dim else 1 for i in range(past.ndim - 1)])
-        before = (steps < new).expand(at.space.shape).flatten()
+        steps = torch.arange(window.start, window.start + self.length)
+        held = (steps < window.known) | (steps >= window.kept) & window.between
+        held = held.reshape([-1 if i == self.dim else 1 for i in range(past.ndim - 1)])
+        before = held.expand(at.space.shape).flatten()
         sure, seen = before | ~exact.isnan(), ~before & ~y.isnan() & exact.isnan()
-        values = torch.where(exact.isnan(), past.flatten(1), exact) if new else exact[None]
+        values = torch.where(exact.isnan(), past.flatten(1), exact) if cases else exact[None]
         scale = torch.broadcast_to(at.normalisation.scale.double().cpu(), at.space.shape).flatten()
         tiny, sd = (
             _EXACT.get(at.dtype, _EXACT_ELSE) * scale,
@@ -167,7 +171,10 @@ class Path:
             index = chosen.nonzero().numpy()
             operator = Gather(at.space, Space({"entry": len(index)}, "observed"), index)
             return posterior.given(
-                x[:, chosen] if new else x[0, chosen], operator, law, batch_dim=_CASES if new else None
+                x[:, chosen] if cases else x[0, chosen],
+                operator,
+                law,
+                batch_dim=_CASES if cases else None,
             )
 
         out: Any = at
@@ -190,13 +197,6 @@ def _seasonal_mean(prior: Prior, labels: np.ndarray) -> torch.Tensor | None:
     month = labels.astype("datetime64[M]").astype(np.int64) % 12
     mean = prior.season[torch.from_numpy(month)]
     return mean.movedim(0, axis_of(prior.space, "time"))
-
-
-def _moved(space: Space, labels: np.ndarray) -> Space:
-    """The space on other times."""
-    coords = {d: labels if d == "time" else space.coords.get(d, n) for d, n in space.sizes.items()}
-    along = {n: (d, v) for n, (d, v) in space.along.items() if d != "time"}
-    return Space(coords, space.variables, edges=space.edges, along=along)
 
 
 def _seed_of(seed: int, window: int) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Observed",
+    "at_times",
     "quantile_frame",
     "read_errors",
     "read_series",
@@ -119,6 +120,13 @@ class Observed:
         return Observed(self.times[first:], values, sd, self.axis, self.attrs, self.argument)
 
 
+def at_times(space: Space, times: Any) -> Space:
+    """The space with other times: their labels, or their number."""
+    coords = {d: times if d == "time" else space.coords.get(d, n) for d, n in space.sizes.items()}
+    along = {n: (d, v) for n, (d, v) in space.along.items() if d != "time"}
+    return Space(coords, space.variables, edges=space.edges, along=along)
+
+
 def read_times(data: Any, argument: str) -> np.ndarray:
     """The times of pandas data with dates or numbers as index, or of xarray data with a dim "time".
 
@@ -177,7 +185,7 @@ def read_series(
     """
     times = read_times(data, argument)
     dataset = _dataset(data, space, argument, [n for n in space.variables if n not in without])
-    sized = _at_times(space, len(times))
+    sized = at_times(space, len(times))
     values = torch.full((*sized.shape,), torch.nan, dtype=torch.float64)
     kept = Space(
         {d: sized.coords.get(d, n) for d, n in sized.sizes.items()},
@@ -395,13 +403,6 @@ def _check_values(dataset: xr.Dataset, times: np.ndarray, argument: str) -> None
                 got=f"an infinite value of {str(name)!r} at {shown_time(times[infinite.argmax()])}",
                 fix="make it NaN if it was not observed",
             )
-
-
-def _at_times(space: Space, times: Any) -> Space:
-    """The space with other times: their labels, or their number."""
-    coords = {d: times if d == "time" else space.coords.get(d, n) for d, n in space.sizes.items()}
-    along = {n: (d, v) for n, (d, v) in space.along.items() if d != "time"}
-    return Space(coords, space.variables, edges=space.edges, along=along)
 
 
 def _placed(whole: torch.Tensor, part: torch.Tensor, rows: list[int]) -> torch.Tensor:

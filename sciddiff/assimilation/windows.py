@@ -19,49 +19,61 @@ from sciddiff.posterior import check_count
 from sciddiff.priors import Prior
 from sciddiff.priors.composed import axis_of
 
-__all__ = ["Window", "own_window", "phase", "plan_ahead", "plan_along"]
+__all__ = ["Window", "own_window", "phase", "plan_again", "plan_ahead", "plan_along"]
 
 
 @final
 @dataclass(frozen=True)
 class Window:
-    """A window from step ``start``; its steps from ``known`` up to ``kept`` are new to the path and kept."""
+    """A window from step ``start``; its steps from ``known`` up to ``kept`` are drawn and kept.
+
+    ``between`` says that the path behind ``kept`` is known too: the steps are drawn anew between what there is.
+    """
 
     start: int
     known: int
     kept: int
-
-    def after(self, steps: int) -> Window:
-        """The window some steps later, on an axis that begins at step 0."""
-        start, length = max(0, self.start + steps), self.kept - self.start
-        return Window(start, max(0, self.known + steps), start + length)
+    between: bool = False
 
 
-def plan_ahead(length: int, last: int, phase: tuple[int, int], context: int | None) -> list[Window]:
-    """Windows that reach from the past, step 0 being its last, to step ``last``."""
+def plan_ahead(
+    length: int,
+    seen: tuple[int, int],
+    last: int,
+    phase: tuple[int, int],
+    context: int | None,
+    *,
+    within: bool = False,
+) -> list[Window]:
+    """Windows from the history, whose values lie from step ``seen[0]`` to ``seen[1]``, to step ``last``.
+
+    The first ends at the last value, or begins with the first where they are fewer than a window has. It and those that
+    follow lie where they do at any other ``last``; but ``within`` lays none beyond that step, where nothing is known.
+    """
     offset, period = phase
-    enough = max(1, length // 4) if context is None else _context(context, length, period)
-    start = last - length + 1
-    start += (offset - start) % period
-    if 1 - start >= enough:
-        return [Window(start, start, start + length)]
-    kept = max(1, length // 2) if context is None else enough
-    stride = (length - kept) // period * period
-    if stride < 1:
-        raise InputError(
-            "context",
-            expected=f"at most {length - period} steps, a window of {length} less a period of {period}",
-            got=kept,
-            fix="take fewer, or a shorter period",
-        )
-    start = 1 - kept - (1 - kept - offset) % period
+
+    def below(step: int) -> int:
+        return step - (step - offset) % period
+
+    def above(step: int) -> int:
+        return step + (offset - step) % period
+
+    held = min(length // 2, length - period) if context is None else _context(context, length, period)
+    final = above(last - length + 1)
+    start = max(above(seen[1] - length + 1), below(seen[0]))
+    start = min(start, final) if within else start
     windows = [Window(start, start, start + length)]
-    # the last one ends where it has to, and holds more of the path
-    final = last - length + 1
-    final += (offset - final) % period
-    while windows[-1].kept <= last:
-        start = min(start + stride, final)
-        windows.append(Window(start, windows[-1].kept, start + length))
+    while (known := windows[-1].kept) <= last:
+        if held < 1:
+            raise InputError(
+                "period",
+                expected=f"less than the window's {length} steps, for a context",
+                got=period,
+                fix="use a prior on longer windows",
+            )
+        start = below(known - held)
+        start = min(start, final) if within else start
+        windows.append(Window(start, known, start + length))
     return windows
 
 
@@ -108,6 +120,27 @@ def plan_along(
     final = total - length
     final = max(first, min(starts[0], final + (offset - final) % period))
     return [*windows, Window(final, known, total)]
+
+
+def plan_again(length: int, total: int, phase: tuple[int, int], sweeps: int) -> list[Window]:
+    """Sweeps to and fro along a path of ``total`` steps, that draw the middle of each window anew given both its sides.
+
+    Windows overlap by half of what they draw. The path begins at the last step in phase up to 0.
+    """
+    offset, period = phase
+    first = -((-offset) % period)
+    final = max(first, total - length)
+    final += (offset - final) % period
+    if final == first or sweeps == 0:
+        return []
+    side = max(1, length // 4)
+    stride = max(1, (length - 2 * side) // 2 // period) * period
+    starts = [*range(first, final, stride), final]
+    forth = [
+        Window(s, s if s == first else s + side, s + length - (0 if s == final else side), True)
+        for s in starts
+    ]
+    return [w for k in range(sweeps) for w in (forth if k % 2 else forth[::-1])]
 
 
 def _context(context: int, length: int, period: int) -> int:

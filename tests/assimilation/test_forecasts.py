@@ -215,8 +215,8 @@ def test_with_a_period_gaps_in_series_from_any_weekday_know_the_weekdays(weekly,
 
 
 def test_a_period_that_leaves_no_window_is_refused(weekly):
-    with pytest.raises(InputError, match="context"):
-        sd.forecast(weekly, load("2024-11-03", 40), horizon=40, period=21, samples=2, seed=0)
+    with pytest.raises(InputError, match="period"):
+        sd.forecast(weekly, load("2024-11-03", 40), horizon=40, period=28, samples=2, seed=0)
     with pytest.raises(InputError, match="context"):
         sd.impute(weekly, load("2024-11-03", 40), period=7, context=22, samples=2, seed=0)
 
