@@ -17,7 +17,7 @@ import torch
 
 from sciddiff.errors import InputError
 from sciddiff.operators.base import Operator
-from sciddiff.operators.series import AtTimes, as_states, as_trajectory, trajectory_space
+from sciddiff.operators.series import AtTimes, as_states, as_trajectory, positions, trajectory_space
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,12 +57,14 @@ def fixed_lag_smoother(
         prior: over windows, with a dim "time" of length L in front of those of a state, whose law is the same wherever
             the window begins.
         y: the observations, on ``operator.codomain`` with a dim "time" in front, at the steps of the prior: labelled
-            data, or an array of the shape of ``trajectory_space(operator.codomain, times)``. NaN was not observed, nor what lies beyond the ends.
+            data, in order and with every step there, or an array of the shape of
+            ``trajectory_space(operator.codomain, times)``. NaN was not observed, nor what lies beyond the ends. Steps are
+            compared with the prior's where its window has labels of the same kind, numbers or dates.
         operator: from one state to one observation without noise, the same at all times.
         noise: the law of an observation given that; standard deviations have to broadcast on windows of them.
         n: number of draws.
         lag: how many later times are seen, from 0 to L - 1. The last ``lag`` times of the series see fewer.
-        times: at which times to draw: labels of ``y``, or positions where it has none; None: all.
+        times: at which times to draw, each once: labels of ``y``, or positions where it has none; None: all.
         method: how, as in `Posterior.sample`; None takes its default.
         solver: as in `Posterior.sample`.
         steps: as in `Posterior.sample`.
@@ -76,7 +78,8 @@ def fixed_lag_smoother(
         attrs as `Posterior.sample` gives them, and "law" and "lag".
 
     Raises:
-        InputError: on a prior without a dim "time", or with a season; on observations, times or a lag that do not fit.
+        InputError: on a prior without a dim "time", or with a season; on observations, times or a lag that do not fit; on
+            labels of times that do not increase by equal steps, those of the prior (months, too, are equal steps).
 
     Example:
         >>> import sciddiff as sd
@@ -97,7 +100,7 @@ def fixed_lag_smoother(
             fix="0 is a filter, and half the window the middle",
         )
     values, labels, series = window.read(y, batch_dim)
-    at = _positions(times, labels, values.shape[1])
+    at = positions(trajectory_space(operator.domain, values.shape[1] if labels is None else labels), times)
     index = at[:, None] + np.arange(lag - window.length + 1, lag + 1)
     inside = torch.from_numpy((index >= 0) & (index < values.shape[1]))
     windows = values[:, np.clip(index, 0, values.shape[1] - 1)]
@@ -129,7 +132,7 @@ class _Window:
     """The prior on windows without labels, and the operator at all their times."""
 
     def __init__(self, prior: Prior, operator: Operator, space: Space) -> None:
-        self.prior = prior.relabel(space)
+        self.prior, self.labels = prior.relabel(space), prior.space.coords.get("time")
         self.length = space.sizes["time"]
         self.operator, self.codomain = AtTimes(operator, space), operator.codomain
 
@@ -138,7 +141,9 @@ class _Window:
     ) -> tuple[torch.Tensor, np.ndarray | None, np.ndarray | None]:
         """Observations ``(series, times, *codomain.shape)``, NaN where missing, and the labels of times and series."""
         labels = {str(k): np.asarray(v.values) for k, v in getattr(y, "coords", {}).items()}
-        times = labels.get("time")
+        times = labels.get("time", _index(y) if batch_dim is None else None)
+        if times is not None:
+            _check_steps(times, self.labels)
         codomain = self.codomain
         length = _length(y, codomain, 0 if batch_dim is None else 1) if times is None else len(times)
         values = trajectory_space(codomain, length if times is None else times).tensor(
@@ -197,27 +202,87 @@ def _length(y: Any, codomain: Space, lead: int) -> int:
     return max(int(np.prod(np.shape(y)[lead:], dtype=int)) // codomain.size, 1)
 
 
-def _positions(times: Any, labels: np.ndarray | None, length: int) -> np.ndarray:
-    """Positions of the times that are asked for."""
-    if times is None:
-        return np.arange(length)
-    wanted = np.atleast_1d(np.asarray(times))
-    if labels is None:
-        good = wanted.dtype.kind in "iu" and len(wanted) > 0 and 0 <= wanted.min() <= wanted.max() < length
-        if good:
-            return wanted.astype(np.int64)
-        raise InputError(
-            "times",
-            expected=f"positions from 0 to {length - 1}",
-            got=repr(times),
-            fix="count the times of y from 0",
-        )
-    import pandas as pd
+def _index(y: Any) -> np.ndarray | None:
+    """The labels of the times of a pandas object; None of what is counted from 0."""
+    index = getattr(y, "index", None)
+    if index is None or callable(index) or type(index).__name__ in ("RangeIndex", "MultiIndex"):
+        return None
+    return np.asarray(index)
 
-    found = pd.Index(labels).get_indexer(wanted) if len(wanted) else np.array([-1])
-    if (found < 0).any():
-        strange = wanted[found < 0] if len(wanted) else wanted
+
+def _check_steps(times: np.ndarray, window: np.ndarray | None) -> None:
+    """Labels of times increase by equal steps, those of the labels of a window."""
+    if times.dtype.kind not in "iufM":
         raise InputError(
-            "times", expected="labels of y's times", got=repr(strange[:3]), fix="take them from y['time']"
+            "y",
+            expected="numbers or dates as labels of 'time'",
+            got=f"labels of dtype {times.dtype}",
+            fix="convert them, or leave the labels out",
         )
-    return np.asarray(found)
+    if len(times) < 2:
+        return
+    steps = np.diff(times)
+    backwards = np.flatnonzero(steps <= np.zeros(1, steps.dtype))
+    if len(backwards):
+        raise InputError(
+            "y",
+            expected="times that increase",
+            got=f"{times[backwards[0] + 1]} after {times[backwards[0]]}",
+            fix="sort the data by time, and average what was observed at one time",
+        )
+    if not _even(times):
+        widest, shortest = times[np.argmax(steps) + np.arange(2)], times[np.argmin(steps) + np.arange(2)]
+        raise InputError(
+            "y",
+            expected="times at equal steps, those of the prior",
+            got=f"{widest[0]} to {widest[1]} beside {shortest[0]} to {shortest[1]}",
+            fix="reindex the data to every step, NaN where nothing was observed",
+        )
+    dates = times.dtype.kind == "M"
+    if (
+        window is None
+        or len(window) < 2
+        or window.dtype.kind not in "iufM"
+        or (window.dtype.kind == "M") != dates
+    ):
+        return
+    if not _even(window) or not _same_step(times, window):
+        raise InputError(
+            "y",
+            expected=f"steps of the prior's windows, {window[1] - window[0]}",
+            got=f"steps of {steps[0]}",
+            fix="reindex the data to the prior's steps, NaN where nothing was observed, or take a prior of these",
+        )
+
+
+def _even(times: np.ndarray) -> bool:
+    """Whether steps are equal but for the rounding of the labels, or calendar months or years."""
+    if times.dtype.kind == "M":
+        return bool(_calendar(times))
+    steps = np.diff(times)
+    return bool((np.abs(steps - steps.mean()) <= _rounding(times, steps)).all())
+
+
+def _same_step(times: np.ndarray, window: np.ndarray) -> bool:
+    """Whether two rows of labels, each with equal steps, have the same."""
+    if times.dtype.kind == "M":
+        return not _calendar(times).isdisjoint(_calendar(window))
+    ours, theirs = np.diff(times), np.diff(window)
+    return bool(abs(ours.mean() - theirs.mean()) <= _rounding(times, ours) + _rounding(window, theirs))
+
+
+def _calendar(times: np.ndarray) -> set[np.timedelta64]:
+    """The equal steps of dates: a length of time, a number of months, both (July, August, September) or none."""
+    months = times.astype("datetime64[M]")
+    spans = [times]
+    # the same day and hour of every month, or the same before its end
+    if len(np.unique(times - months)) == 1 or len(np.unique(months + 1 - times)) == 1:
+        spans.append(months)
+    steps = [np.unique(np.diff(span)) for span in spans]
+    return {step[0] for step in steps if len(step) == 1}
+
+
+def _rounding(times: np.ndarray, steps: np.ndarray) -> float:
+    """How far steps of numbers may be from each other: rounding of the labels, in single precision at least."""
+    eps = np.finfo(times.dtype).eps if times.dtype.kind == "f" else 0.0
+    return float(4 * eps * np.abs(times).max() + 1e-6 * np.abs(steps).max())

@@ -15,7 +15,7 @@ from sciddiff.errors import InputError
 from sciddiff.operators.base import LinearOperator, Operator
 from sciddiff.spaces import Space, Variable
 
-__all__ = ["AtTimes", "as_states", "as_trajectory", "trajectory_space"]
+__all__ = ["AtTimes", "as_states", "as_trajectory", "positions", "trajectory_space"]
 
 
 def AtTimes(operator: Operator, trajectories: Space, times: Any = None) -> Operator:  # noqa: N802
@@ -40,7 +40,8 @@ def AtTimes(operator: Operator, trajectories: Space, times: Any = None) -> Opera
         >>> seen.apply(torch.arange(9.0).reshape(1, 3, 3)).tolist()
         [[[6.0, 7.0, 8.0]]]
     """
-    index = _positions(operator, trajectories, times)
+    _check(operator, trajectories)
+    index = positions(trajectories, times)
     return (
         _LinearAtTimes(operator, trajectories, index)
         if isinstance(operator, LinearOperator)
@@ -104,6 +105,40 @@ def as_states(trajectory: torch.Tensor, space: Space) -> torch.Tensor:
     return states.reshape(rows, times, *space.shape)
 
 
+def positions(trajectories: Space, times: Any) -> np.ndarray:
+    """Where times are along the dim "time" of trajectories.
+
+    Args:
+        trajectories: a space with a dim "time".
+        times: its labels, or positions where it has none, each once; None for all.
+
+    Raises:
+        InputError: on times that are not there, or there twice.
+
+    Example:
+        >>> positions(Space({"time": [0.0, 0.1, 0.2]}), [0.2, 0.0]).tolist()
+        [2, 0]
+    """
+    labels, length = trajectories.coords.get("time"), trajectories.sizes["time"]
+    if times is None:
+        return np.arange(length)
+    wanted = np.atleast_1d(np.asarray(times))
+    if labels is None:
+        good = wanted.dtype.kind in "iu" and len(wanted) and 0 <= wanted.min() <= wanted.max() < length
+        if not good or len(np.unique(wanted)) != len(wanted):
+            raise InputError(
+                "times",
+                expected=f"different positions from 0 to {length - 1}",
+                got=repr(times),
+                fix="count the times from 0, each once",
+            )
+        return wanted.astype(np.int64)
+    from sciddiff.operators.sampling import Select
+
+    chosen = Select(Space({"time": labels}), {"time": wanted})
+    return chosen.index[:, 0].numpy()
+
+
 class _AtTimes(Operator):
     """``y_k = A(x_k)`` at some times."""
 
@@ -162,8 +197,8 @@ def _sizes(space: Space) -> list[int]:
     return [space._size(name) for name, _ in space.components]
 
 
-def _positions(operator: Operator, trajectories: Space, times: Any) -> np.ndarray:
-    """Positions of the observed times, after checks."""
+def _check(operator: Operator, trajectories: Space) -> None:
+    """An operator on one state of the trajectories."""
     if not isinstance(operator, Operator):
         raise InputError(
             "operator",
@@ -185,20 +220,3 @@ def _positions(operator: Operator, trajectories: Space, times: Any) -> np.ndarra
             got=difference,
             fix="make them with operators.trajectory_space(operator.domain, times)",
         )
-    if times is None:
-        return np.arange(length)
-    wanted = np.atleast_1d(np.asarray(times))
-    if labels is None:
-        good = wanted.dtype.kind in "iu" and len(wanted) and 0 <= wanted.min() <= wanted.max() < length
-        if not good or len(np.unique(wanted)) != len(wanted):
-            raise InputError(
-                "times",
-                expected=f"different positions from 0 to {length - 1}",
-                got=repr(times),
-                fix="count the times from 0, each once",
-            )
-        return wanted.astype(np.int64)
-    from sciddiff.operators.sampling import Select
-
-    chosen = Select(Space({"time": labels}), {"time": wanted})
-    return chosen.index[:, 0].numpy()

@@ -142,6 +142,86 @@ def test_what_does_not_fit_is_refused(argument: str, change: dict[str, object]) 
 
 def test_a_prior_whose_law_follows_the_calendar_is_refused() -> None:
     seasonal = prior()
-    seasonal.season = torch.zeros(12)
+    seasonal.season = torch.zeros(12, SITES)
     with pytest.raises(InputError, match="season"):
         fixed_lag_smoother(seasonal, observations(), operator(), sd.noise.Gaussian(NOISE), 2, seed=0)
+
+
+def dated(y: np.ndarray, times: object) -> xr.DataArray:
+    return xr.DataArray(y, dims=("time", "sensor"), coords={"time": times})
+
+
+DAYS = pd.date_range("2001-03-01", periods=TIMES, freq="D")
+SHUFFLED = np.array([3, 0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11])
+
+
+@pytest.mark.parametrize(
+    ("times", "match"),
+    [
+        (DAYS[SHUFFLED], "sort"),
+        (DAYS[::-1], "sort"),
+        (DAYS[:6].append(DAYS[6:] + pd.Timedelta(days=30)), "NaN"),
+        (pd.bdate_range("2001-03-01", periods=TIMES), "NaN"),
+        (np.r_[0.0:6.0, 7.0:13.0], "NaN"),
+        (np.r_[0.0:1.1:0.1, 1.11], "NaN"),
+        ([f"t{k:02}" for k in range(TIMES)], "numbers or dates"),
+    ],
+    ids=["shuffled", "backwards", "jump", "business days", "dropped", "short step", "strings"],
+)
+def test_times_that_do_not_increase_by_equal_steps_are_refused(times: object, match: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        fixed_lag_smoother(
+            prior(), dated(observations(), times), operator(), sd.noise.Gaussian(NOISE), 2, seed=0
+        )
+    assert caught.value.argument == "y"
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        0.1 * np.arange(TIMES),
+        (1e4 + 0.1 * np.arange(TIMES)).astype(np.float32),
+        pd.date_range("2001-01-31", periods=TIMES, freq="ME"),
+        pd.date_range("2001-01-01", periods=TIMES, freq="YS"),
+    ],
+    ids=["rounded", "single precision", "months", "years"],
+)
+def test_steps_may_differ_by_rounding_and_the_calendar(times: object) -> None:
+    y = observations()
+    noise = sd.noise.Gaussian(NOISE)
+    draws = fixed_lag_smoother(prior(), dated(y, times), operator(), noise, 2, seed=0)
+    plain = fixed_lag_smoother(prior(), y, operator(), noise, 2, seed=0)
+    np.testing.assert_array_equal(draws["x"].values, plain["x"].values)
+
+
+@pytest.mark.parametrize(
+    ("window", "good", "bad"),
+    [
+        (0.1 * np.arange(LENGTH), 7.0 + 0.1 * np.arange(TIMES), 0.2 * np.arange(TIMES)),
+        (DAYS[:LENGTH], DAYS + pd.Timedelta(days=9), pd.date_range("2001", periods=TIMES, freq="2D")),
+        (
+            pd.date_range("2001-01-01", periods=LENGTH, freq="MS"),
+            pd.date_range("1990-05-01", periods=TIMES, freq="MS"),
+            pd.date_range("2001-01-01", periods=TIMES, freq="QS"),
+        ),
+    ],
+    ids=["numbers", "days", "months"],
+)
+def test_steps_are_those_of_the_labels_of_the_prior(window: object, good: object, bad: object) -> None:
+    labelled = prior().relabel(sd.Space({"time": window, "site": SITES}))
+    noise = sd.noise.Gaussian(NOISE)
+    y = observations()
+    assert fixed_lag_smoother(labelled, dated(y, good), operator(), noise, 2, seed=0).sizes["time"] == TIMES
+    with pytest.raises(InputError, match="steps of the prior's windows"):
+        fixed_lag_smoother(labelled, dated(y, bad), operator(), noise, 2, seed=0)
+
+
+def test_the_index_of_a_pandas_series_is_read() -> None:
+    one = sd.Space({}, "x")
+    gap = np.abs(np.subtract.outer(np.arange(LENGTH), np.arange(LENGTH)))
+    short = sd.GaussianPrior(sd.Space({"time": LENGTH}), sd.covariance.dense(0.9**gap))
+    series = pd.Series(np.linspace(0.0, 1.0, TIMES), DAYS)
+    draws = fixed_lag_smoother(short, series, Identity(one), sd.noise.Gaussian(NOISE), 2, seed=0)
+    assert list(draws["time"].values) == list(DAYS.values)
+    with pytest.raises(InputError, match="sort"):
+        fixed_lag_smoother(short, series.iloc[SHUFFLED], Identity(one), sd.noise.Gaussian(NOISE), 2, seed=0)
