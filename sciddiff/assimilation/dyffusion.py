@@ -60,7 +60,7 @@ class DYffusion(Rollout):
         normalisation: of the states.
         interval: time between two leads.
         sampling: "cold", as published, or "naive"; see the module.
-        refine: interpolate all states of a window once more at its end, towards the last forecast.
+        refine: interpolate all states of a window but the last once more at its end, towards the last forecast ``x^``.
         dtype: of the states.
 
     Raises:
@@ -123,7 +123,7 @@ class DYffusion(Rollout):
             z = ahead
             path.append(z)
         if self.refine:
-            path = [self.interpolator(z0, z, i, streams) for i in range(1, h)] + [z]
+            path = [self.interpolator(z0, last, i, streams) for i in range(1, h)] + [z]
         return self.normalisation.physical(torch.stack(path, 1))
 
     def __repr__(self) -> str:

@@ -109,6 +109,23 @@ def test_refined_paths_are_exact_bridges_between_their_ends():
         assert abs(np.corrcoef(rest, z[:, -1])[0, 1]) < 4.5 / math.sqrt(n)
 
 
+def test_states_are_refined_towards_the_last_forecast_and_not_to_where_cold_sampling_ends():
+    forecasts = []
+
+    def ahead(z, i, streams):
+        forecasts.append(z + (H - i))
+        return forecasts[-1]
+
+    def crooked(z0, last, i, streams):
+        return z0 + (last - z0) * (i / H) ** 2
+
+    model = DYffusion(crooked, ahead, H, SPACE, UNITS, dtype=torch.float64, refine=True)
+    z = (model.forecast([8.0], steps=H, samples=1, seed=0)["u"].values[0, :, 0] - 2.0) / 3.0
+    last = float(forecasts[-1])
+    assert abs(z[-1] - last) > 0.1  # cold sampling adds what the interpolator is off by
+    np.testing.assert_allclose(z[:-1], 2.0 + (last - 2.0) * (np.arange(1, H) / H) ** 2, rtol=1e-12)
+
+
 def test_cold_sampling_with_a_noisy_interpolator_has_the_variance_of_its_own_recursion_and_not_the_law():
     n = 4000
     model = toy(noisy_interpolator=True)
