@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from sciddiff.errors import DivergenceError
+from sciddiff.errors import DivergenceError, InputError
 from sciddiff.random import Streams
 
 if TYPE_CHECKING:
@@ -135,9 +135,35 @@ class Work:
         shape = (x.shape[1], *covariance.white_shape)
         return x + covariance.sqrt(streams.normal(shape, dtype=x.dtype, device=x.device))
 
+    def members(self, asked: int | None) -> int:
+        """How many members an ensemble has: as many as draws, or as its method asks for if those are more."""
+        if max(self.n, asked or 0) < 2:
+            raise InputError(
+                "members",
+                expected="at least 2, whose spread is the error of the forecast",
+                got="1 draw of a method without a number of members",
+                fix=f"write {type(self.method).__name__}(members=40, ...) and draw one of them",
+            )
+        return max(self.n, asked or 0)
+
     def observed(self, time: int) -> bool:
         """Whether any case has a value at this time."""
-        return bool(self.assimilation.observed[time])
+        return bool(self.assimilation.seen[:, time].any())
+
+    def seen(self, time: int) -> torch.Tensor:
+        """Which cases have a value at this time, ``(cases,)``; the others are to stay as they were forecast."""
+        return torch.from_numpy(self.assimilation.seen[:, time]).to(self.model.initial.device)
+
+    def update(self, x: torch.Tensor, new: torch.Tensor, time: int) -> torch.Tensor:
+        """``new`` in the cases that have a value at this time and ``x`` in the others, ``(cases, ...)``."""
+        return torch.where(self.seen(time).reshape(-1, *(1,) * (x.ndim - 1)), new, x)
+
+    def alike(self) -> list[list[int]]:
+        """The cases, in groups that have values at the same times."""
+        groups: dict[bytes, list[int]] = {}
+        for case, row in enumerate(self.assimilation.seen):
+            groups.setdefault(row.tobytes(), []).append(case)
+        return list(groups.values())
 
     def which(self, time: int, members: int) -> torch.Tensor:
         """For every row of ``(cases, members)``, flattened, which of the posterior's cases it is judged by."""

@@ -37,16 +37,15 @@ class EnsembleFilter(Filter):
     members: int | None = None
 
     def __post_init__(self) -> None:
-        if self.members is not None and check_count("members", self.members) < 2:
-            raise InputError("members", expected="at least 2", got=self.members, fix="one has no spread")
+        check_members(self.members)
 
     @abstractmethod
     def update(self, work: Work, x: torch.Tensor, time: int) -> torch.Tensor:
-        """The ensemble ``(cases, members, *shape)`` of a time given its data, which there are."""
+        """The ensemble ``(cases, members, *shape)`` of a time given its data; cases without any are left out later."""
 
     def size(self, work: Work) -> int:
         """How many members there are."""
-        return max(work.n, self.members or 2)
+        return work.members(self.members)
 
     def analyses(self, work: Work) -> Iterator[tuple[Ensemble, Ensemble]]:
         """Forecast and analysis of every time in turn."""
@@ -56,7 +55,7 @@ class EnsembleFilter(Filter):
                 x = work.check(work.forecast(x, noise), time)
             before = Ensemble(x)
             if work.observed(time):
-                x = work.check(self.update(work, x, time), time)
+                x = work.check(work.update(x, self.update(work, x, time), time), time)
             yield before, Ensemble(x)
 
     def draw(self, work: Work) -> torch.Tensor:
@@ -95,6 +94,17 @@ class _Kalman(EnsembleFilter):
     def update(self, work: Work, x: torch.Tensor, time: int) -> torch.Tensor:
         """Analysis and inflation."""
         return inflate(analyse(work, self.kind(), x, time), self.inflation)
+
+
+class _Transform(_Kalman):
+    """A filter without errors in the data, whose deviations may be turned at random."""
+
+    rotate: bool
+
+    def update(self, work: Work, x: torch.Tensor, time: int) -> torch.Tensor:
+        """Analysis, inflation and rotation."""
+        moved = super().update(work, x, time)
+        return rotated(work, moved, time) if self.rotate else moved
 
 
 @final
@@ -139,7 +149,7 @@ class EnKF(_Kalman):
 
 @final
 @dataclass(frozen=True)
-class ETKF(_Kalman):
+class ETKF(_Transform):
     """The ensemble transform Kalman filter with the symmetric square root (Bishop et al. 2001; Hunt et al. 2007).
 
     Mean and covariance of the members become those of Kalman's formulas with the ensemble's own moments, without errors
@@ -165,25 +175,18 @@ class ETKF(_Kalman):
         """`SquareRoot`."""
         return SquareRoot()
 
-    def update(self, work: Work, x: torch.Tensor, time: int) -> torch.Tensor:
-        """Analysis, inflation and rotation."""
-        return (
-            rotated(work, super().update(work, x, time), time)
-            if self.rotate
-            else super().update(work, x, time)
-        )
-
 
 @final
 @dataclass(frozen=True)
-class LETKF(_Kalman):
+class LETKF(_Transform):
     """The local ensemble transform Kalman filter (Hunt et al. 2007): `ETKF` for every value of the state on its own.
 
     Args:
         members: of the ensemble; None, or fewer than draws are asked for: as many as draws.
         inflation: as of `EnKF`.
-        radius: distance from which on data do not count, see `sciddiff.methods.analysis.LocalSquareRoot`. Gaspari and
-            Cohn's taper falls to ``exp(-1/2)`` at 0.275 of it: a radius of DAPPER's times 3.64 is the same.
+        radius: distance from which on data do not count, see `sciddiff.methods.analysis.LocalSquareRoot`. DAPPER's
+            radius times 3.64 is the same: its taper, Gaspari and Cohn's too, ends at twice 1.82 radii, near
+            ``2 sqrt(10 / 3)``, and so begins as a Gaussian of that standard deviation.
         period: length after which a dim begins again.
         rotate: as of `ETKF`.
 
@@ -206,14 +209,6 @@ class LETKF(_Kalman):
     def kind(self) -> Analysis:
         """`LocalSquareRoot`."""
         return LocalSquareRoot(self.radius, self.period)
-
-    def update(self, work: Work, x: torch.Tensor, time: int) -> torch.Tensor:
-        """Analysis, inflation and rotation."""
-        return (
-            rotated(work, super().update(work, x, time), time)
-            if self.rotate
-            else super().update(work, x, time)
-        )
 
 
 @final
@@ -276,7 +271,7 @@ class EnKS(AssimilationMethod):
 
     def draw(self, work: Work) -> torch.Tensor:
         """Forward once, moving what lies behind."""
-        noise, x = work.streams("model noise"), work.initial(max(work.n, self.members or 2))
+        noise, x = work.streams("model noise"), work.initial(work.members(self.members))
         path = x.new_empty((work.times, *x.shape))
         for time in range(work.times):
             if time:
@@ -287,7 +282,7 @@ class EnKS(AssimilationMethod):
                 behind = path[start : time + 1].movedim(0, 2)
                 moved = work.check(analyse(work, self.analysis, x, time, behind), time).movedim(2, 0)
                 path[start : time + 1] = moved
-                x = path[time] = inflate(moved[-1], self.inflation)
+                x = path[time] = work.update(moved[-1], inflate(moved[-1], self.inflation), time)
         return path[:, :, : work.n].permute(2, 1, 0, *range(3, path.ndim))
 
 
@@ -367,6 +362,12 @@ def kalman_misfit(analysis: Analysis, assimilation: Assimilation) -> str | None:
     if other:
         return f"{other[0]} is not Gaussian"
     return analysis.misfit(assimilation.posterior)
+
+
+def check_members(members: int | None) -> None:
+    """Refuse ensembles without a spread."""
+    if members is not None and check_count("members", members) < 2:
+        raise InputError("members", expected="at least 2", got=members, fix="one has no spread")
 
 
 def check_inflation(inflation: object) -> None:

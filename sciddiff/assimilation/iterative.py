@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import torch
 
 from sciddiff.assimilation.base import Ensemble, Filter, Work
-from sciddiff.assimilation.filters import rotation
+from sciddiff.assimilation.filters import check_members, rotation
 from sciddiff.covariance import Eigen, Standard
 from sciddiff.errors import InputError
 from sciddiff.noise import Gaussian
@@ -76,8 +76,7 @@ class IEnKS(Filter):
 
     def __post_init__(self) -> None:
         check_count("iterations", self.iterations)
-        if self.members is not None and check_count("members", self.members) < 2:
-            raise InputError("members", expected="at least 2", got=self.members, fix="one has no spread")
+        check_members(self.members)
         if isinstance(self.lag, bool) or not isinstance(self.lag, int) or self.lag < 0:
             raise InputError("lag", expected="an int of at least 0", got=repr(self.lag), fix="1 is a filter")
         for name, least in (("tolerance", 0.0), ("inflation", 1.0)):
@@ -94,23 +93,35 @@ class IEnKS(Filter):
 
     def analyses(self, work: Work) -> Iterator[tuple[Ensemble, Ensemble]]:
         """Forecast and analysis of every time in turn; alike where nothing is observed."""
-        streams = work.streams("rotation")
-        observed = [k for k in range(work.times) if work.observed(k)]
-        start = now = work.initial(max(work.n, self.members or 2))
-        at, done, iterations = 0, 0, 0
+        first, groups, taken = work.initial(work.members(self.members)), work.alike(), []
+        order = torch.tensor([case for cases in groups for case in cases]).argsort().to(first.device)
+        # windows are counted in observed times, which are a case's own
+        for parts in zip(*(self._windows(work, first[cases], cases) for cases in groups), strict=True):
+            taken += [count for _, _, count in parts if count]
+            if taken:
+                work.notes["iterations"] = sum(taken) / len(taken)
+            yield (
+                Ensemble(torch.cat([x for x, _, _ in parts])[order]),
+                Ensemble(torch.cat([x for _, x, _ in parts])[order]),
+            )
+
+    def _windows(
+        self, work: Work, start: torch.Tensor, cases: list[int]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+        """Forecast, analysis and iterations of every time, for cases that have values at the same times."""
+        streams, now, at, done = work.streams("rotation", 0, cases), start, 0, 0
+        observed = work.assimilation.seen[cases[0]].nonzero()[0].tolist()
         for time in range(work.times):
-            if not work.observed(time):
+            if time not in observed:
                 now = now if time == 0 else work.check(work.step(now), time)
-                yield Ensemble(now), Ensemble(now)
+                yield now, now, 0
                 continue
             begin = observed[done - self.lag] if done >= self.lag else 0
             while at < begin:
                 start, at = work.step(start), at + 1
-            start, first, now, taken = self.update(work, start, time - begin, time)
-            start = _spread(start, self.inflation, streams if self.rotate else None)
-            done, iterations = done + 1, iterations + taken
-            work.notes["iterations"] = iterations / done
-            yield Ensemble(first), Ensemble(work.check(now, time))
+            start, first, now, taken = self.update(work, start, time - begin, time, cases)
+            start, done = _spread(start, self.inflation, streams if self.rotate else None), done + 1
+            yield first, work.check(now, time), taken
 
     def draw(self, work: Work) -> torch.Tensor:
         """The members at every time, given the data so far."""
@@ -118,11 +129,11 @@ class IEnKS(Filter):
         return every.transpose(0, 1)
 
     def update(
-        self, work: Work, ensemble: torch.Tensor, steps: int, time: int
+        self, work: Work, ensemble: torch.Tensor, steps: int, time: int, which: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         """The smoothed ensemble at the start of the window, forecast and analysis at ``time``, and the iterations."""
         cases, members = ensemble.shape[:2]
-        data = [_Data(o, work, time) for o in work.posterior.observations]
+        data = [_Data(o, work, time, which) for o in work.posterior.observations]
         mean, off = _centred(ensemble.flatten(2))
         eye = torch.eye(members, dtype=torch.float64, device=ensemble.device).expand(cases, -1, -1)
         w, transform, inverse, forecast = torch.zeros_like(eye[:, :1]), eye, eye, ensemble
@@ -151,11 +162,11 @@ class IEnKS(Filter):
 
 
 class _Data:
-    """What one instrument saw at one time in every case, whitened: inner products are those of ``R^-1``."""
+    """What one instrument saw at one time in some cases, whitened: inner products are those of ``R^-1``."""
 
-    def __init__(self, observation: Observation, work: Work, time: int) -> None:
+    def __init__(self, observation: Observation, work: Work, time: int, cases: list[int]) -> None:
         assert isinstance(observation.noise, Gaussian)  # `misfit` refuses others
-        rows = work.which(time, 1)
+        rows = work.which(time, 1)[cases]
         self.operator, self.y = observation.operator, observation.y[rows].flatten(1)[:, None].double()
         mask = observation.mask
         self.seen = torch.ones_like(self.y) if mask is None else mask[rows].flatten(1)[:, None].to(self.y)

@@ -46,7 +46,8 @@ class StateSpaceModel:
         space: of one state.
         noise: the errors of a step, `noise.Gaussian` of a standard deviation or a covariance ``Q``, or a
             `Covariance`, which may be singular; None for a model without error.
-        times: of the trajectory, the first included: their number, or their labels, sorted.
+        times: of the trajectory, the first included: their number, or their labels, sorted. A step of the model lies between
+            two of them, so that they are equally far apart, or steps of a calendar such as months or business days.
 
     Attributes:
         trajectories: the space of trajectories, a dim "time" in front.
@@ -93,8 +94,8 @@ class StateSpaceModel:
         self.trajectories = trajectory_space(space, times)
         self.length = self.trajectories.sizes["time"]
         labels = self.trajectories.coords.get("time")
-        if labels is not None and not bool((labels[1:] > labels[:-1]).all()):
-            raise InputError("times", expected="sorted labels", got="others", fix="sort them")
+        if labels is not None:
+            _check_steps("times", labels)
         self.covariance = _covariance(noise, space)
         self._function: Step = step.apply if isinstance(step, Operator) else step
         self._check_step()
@@ -263,21 +264,30 @@ class Assimilation:
     Attributes:
         model: the model.
         posterior: all observations, one case of it for every time of every case: case ``c * times + k``.
-        observed: whether there is a value at a time in any case, ``(times,)``.
+        seen: whether a case has a value at a time, ``(cases, times)``.
+        observed: whether any case has, ``(times,)``.
         cases: how many series of observations are conditioned on side by side.
     """
 
     def __init__(self, model: StateSpaceModel) -> None:
         self.model = model
         self.posterior = Posterior(model.initial, ())
-        self.observed = np.zeros(model.length, dtype=bool)
+        self.seen = np.zeros((1, model.length), dtype=bool)
         self.batch: tuple[str, np.ndarray | None] | None = None
         self.cases = 1
+
+    @property
+    def observed(self) -> np.ndarray:
+        """Whether there is a value at a time in any case."""
+        return np.asarray(self.seen.any(0))
 
     def given(
         self, y: Any, operator: Operator, noise: Noise, *, batch_dim: str | None = None
     ) -> Assimilation:
-        """Condition on what another instrument saw, too; see `StateSpaceModel.given`."""
+        """Condition on what another instrument saw, too; see `StateSpaceModel.given`.
+
+        Cases with labels are matched by them, and without by their order.
+        """
         if not isinstance(operator, Operator):
             # what is wrong with it is said where posteriors are made
             self.posterior.given(y, operator, noise)
@@ -289,6 +299,7 @@ class Assimilation:
                 got=repr(batch_dim),
                 fix="call the dim of many series for example 'case'",
             )
+        y, labels = self._matched(y, batch_dim)
         values = self._read(y, operator, batch_dim)
         if self.posterior.observations and (
             len(values) != self.cases or batch_dim != (self.batch and self.batch[0])
@@ -303,22 +314,36 @@ class Assimilation:
         out.posterior = self.posterior.given(
             values.flatten(0, 1), operator, noise, missing="mask", batch_dim="time"
         )
-        seen = (~values.isnan()).flatten(2).any(2).any(0)
-        out.observed = self.observed | seen.cpu().numpy()
-        labels = getattr(y, "coords", {})
-        out.batch = (
-            None
-            if batch_dim is None
-            else (batch_dim, np.asarray(labels[batch_dim].values) if batch_dim in labels else None)
-        )
+        out.seen = self.seen | (~values.isnan()).flatten(2).any(2).cpu().numpy()
+        out.batch = None if batch_dim is None else (batch_dim, labels)
         out.cases = len(values)
         return out
+
+    def _matched(self, y: Any, batch_dim: str | None) -> tuple[Any, np.ndarray | None]:
+        """Observations with their cases in the order of the first ones, and the labels of the cases."""
+        coords, first = getattr(y, "coords", {}), self.batch and self.batch[1]
+        labels = np.asarray(coords[batch_dim].values) if batch_dim in coords else None
+        if first is None or labels is None or batch_dim != (self.batch and self.batch[0]):
+            return y, labels if first is None else first
+        if np.array_equal(first, labels):
+            return y, first
+        where = {label: i for i, label in enumerate(labels.tolist())}
+        if len(where) != len(labels) or sorted(map(repr, where)) != sorted(map(repr, first.tolist())):
+            raise InputError(
+                "y",
+                expected=f"the cases of the first observation along {batch_dim!r}: {_few(first)}",
+                got=_few(labels),
+                fix="give all instruments the same cases, with NaN where one saw nothing",
+            )
+        return y.isel({batch_dim: [where[label] for label in first.tolist()]}), first
 
     def _read(self, y: Any, operator: Operator, batch_dim: str | None) -> torch.Tensor:
         """The observations, ``(cases, times, *codomain.shape)``, NaN where there is none."""
         model, labels = self.model, self.model.trajectories.coords.get("time")
-        if labels is not None and hasattr(y, "reindex") and "time" in getattr(y, "indexes", {}):
-            index = y.indexes["time"]
+        index = getattr(y, "indexes", {}).get("time") if hasattr(y, "reindex") else None
+        if index is not None and labels is None:
+            _check_steps("y", np.asarray(index))
+        if index is not None and labels is not None:
             strange = ~index.isin(labels)
             if strange.any() or not index.is_unique:
                 raise InputError(
@@ -327,7 +352,8 @@ class Assimilation:
                     got=f"{int(strange.sum())} at other times, such as {index[strange][0]}"
                     if strange.any()
                     else "a time more than once",
-                    fix="build the model on the times of the data, or average what belongs to one time",
+                    fix="build the model on regular times that hold those of the data (NaN where nothing was observed), and "
+                    "average what belongs to one time",
                 )
             y = y.reindex(time=labels)
         space = trajectory_space(operator.codomain, model.length if labels is None else labels)
@@ -459,6 +485,31 @@ def gaussian_log_prob(residual: torch.Tensor, covariance: Covariance) -> torch.T
     dims = len(covariance.shape)
     energy = (residual * covariance.solve(residual)).flatten(-dims).sum(-1)
     return -0.5 * (energy + covariance.logdet + covariance.rank * math.log(2 * math.pi))
+
+
+def _check_steps(argument: str, times: np.ndarray) -> None:
+    """Refuse labels between which a model cannot go by one step each."""
+    import pandas as pd
+
+    from sciddiff.assimilation.steps import find_step
+
+    if not bool((times[1:] > times[:-1]).all()):
+        raise InputError(argument, expected="times in order", got=_few(times), fix="sort them")
+    numbers = times.astype(np.int64) if times.dtype.kind == "m" else times
+    if times.dtype.kind in "iufmM" and len(times) > 1 and find_step(numbers) is None:
+        gaps = pd.Series(times).diff()
+        raise InputError(
+            argument,
+            expected="regular times, since one step of the model lies between two of them",
+            got=f"gaps from {gaps.min()} to {gaps.max()}",
+            fix="build the model on the regular times that hold these; data are NaN where nothing was observed",
+        )
+
+
+def _few(labels: np.ndarray) -> str:
+    """Labels in short."""
+    shown = ", ".join(map(str, labels[:4]))
+    return shown if len(labels) <= 4 else f"{shown}, ... ({len(labels)} of them)"
 
 
 def _covariance(noise: Any, space: Space) -> Covariance | None:

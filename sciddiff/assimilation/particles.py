@@ -79,7 +79,8 @@ class BootstrapFilter(Filter):
                 yield before, before
                 continue
             log_weights = log_weights + work.log_likelihood(x, time).double()
-            total = torch.logsumexp(log_weights, 1)
+            seen = work.seen(time)
+            total = torch.where(seen, torch.logsumexp(log_weights, 1), 0.0)
             _check_weights(self, total, time, work)
             evidence, log_weights = evidence + total.cpu(), log_weights - total[:, None]
             after = Ensemble(x, log_weights)
@@ -87,7 +88,7 @@ class BootstrapFilter(Filter):
             least = torch.minimum(least, ess)
             work.notes.update(_notes(evidence, least / n, work))
             yield before, after
-            few = torch.nonzero(ess <= self.threshold * n)[:, 0].tolist()
+            few = torch.nonzero(seen.cpu() & (ess <= self.threshold * n))[:, 0].tolist()
             if few:
                 x, log_weights = self._select(after, few, work, time)
 

@@ -148,7 +148,11 @@ class EnSF(EnsembleFilter):
         """Draws of the posterior of the mixture around the members, case by case: each has a prior of its own."""
         out = []
         seeds = [row.integers(2**63) for row in work.streams("score filter", time).numpy()]
+        seen = work.seen(time).tolist()
         for case, (members, seed) in enumerate(zip(x, seeds, strict=True)):
+            if not seen[case]:
+                out.append(members)
+                continue
             prior = kernels(members, work.model.space, self.bandwidth)
             posterior = prior.given(
                 *_given(work.posterior.observations[0], case * work.times + time), missing="mask"

@@ -82,10 +82,22 @@ def test_cases_are_those_that_come_alone_and_rotations_are_their_own() -> None:
     twin, *_, y = linear_twin()
     space, (seen,) = twin.model.space, twin.posterior.observations
     both = twin.model.given(np.stack([y, y + 1]), seen.operator, seen.noise, batch_dim="case")
+    other = np.where(np.isnan(y), 0.5, y + 1)
+    other[5] = np.nan
+    same, mixed = (
+        twin.model.given(np.stack([a, y, a]), seen.operator, seen.noise, batch_dim="case") for a in (y, other)
+    )
     together = both.sample(6, IEnKS(rotate=True), seed=5)["x"]
     alone = twin.sample(6, IEnKS(rotate=True), seed=5)["x"]
     assert together.dims == ("sample", "case", "time", *space.dims)
     np.testing.assert_allclose(together.isel(case=0).values, alone.values, atol=1e-10)
+    # windows of a case are counted in its own times, whatever others see
+    settings = IEnKS(lag=2, inflation=1.3, rotate=True)
+    np.testing.assert_allclose(
+        mixed.sample(6, settings, seed=5)["x"].isel(case=1),
+        same.sample(6, settings, seed=5)["x"].isel(case=1),
+        atol=1e-9,
+    )
     assert not np.allclose(together.isel(case=1).values, alone.values, atol=1e-2)
 
 

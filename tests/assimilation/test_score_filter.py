@@ -12,6 +12,7 @@ import sciddiff as sd
 from sciddiff.assimilation.models import Assimilation, StateSpaceModel
 from sciddiff.assimilation.score_filter import EnSF, kernels
 from sciddiff.errors import InputError, MethodError
+from sciddiff.methods import LocalGaussian
 
 ONE = sd.Space({"site": 1})
 
@@ -88,12 +89,19 @@ def test_kernels_keep_the_mean_and_the_covariance_of_the_members() -> None:
         torch.testing.assert_close(covariance, torch.cov(x.T), rtol=1e-6, atol=1e-9)
 
 
-def test_missing_data_leave_the_law_as_it_was_and_cases_are_those_that_come_alone() -> None:
+def test_missing_data_leave_the_members_as_they_were_and_cases_are_those_that_come_alone() -> None:
     twin = scalar(0.25, 1.5, 2)
     both = twin.sample(50, EnSF(steps=20), seed=3)["x"].values
     one = scalar(0.25, 1.5, 1).sample(50, EnSF(steps=20), seed=3)["x"].values
     np.testing.assert_allclose(both[:, 0], one[:, 0])
     assert not np.allclose(both[:, 1], one[:, 0], atol=1e-3)
+    (seen,) = twin.posterior.observations
+    half = twin.model.given([[[np.nan]], [[1.5]]], seen.operator, seen.noise, batch_dim="case")
+    for method in (EnSF(steps=20, inflation=1.3), EnSF(posterior=LocalGaussian("gaussian"), steps=4)):
+        drawn = half.sample(50, method, seed=3)["x"].values
+        start = half.work(50, method, 3).initial(50)[:, :, 0].numpy()
+        np.testing.assert_array_equal(drawn[:, 0, 0, 0], start[0])
+        assert np.abs(drawn[:, 1, 0, 0] - start[1]).max() > 0.1
 
 
 def test_what_goes_beyond_the_limit_is_counted() -> None:
