@@ -14,7 +14,7 @@ import torch
 
 from sciddiff.assimilation.base import AssimilationMethod, Work
 from sciddiff.assimilation.models import Assimilation, StateSpaceModel
-from sciddiff.covariance import Covariance
+from sciddiff.covariance import Covariance, Eigen
 from sciddiff.errors import MissingDependencyError
 from sciddiff.noise import Gaussian
 from sciddiff.operators import LinearOperator
@@ -107,9 +107,9 @@ class Kalman(_LinearGaussian):
             x = [moments.filter_mean[-1] + z[-1] @ _root(moments.filter_covariance[-1]).T]
             for k in range(work.times - 2, -1, -1):
                 cov, after = moments.filter_covariance[k], moments.forecast_covariance[k + 1]
-                gain = cov @ transition.T @ torch.linalg.pinv(after, hermitian=True)
+                gain = cov @ transition.T @ _inverse(after)
                 mean = moments.filter_mean[k] + (x[-1] - moments.forecast_mean[k + 1]) @ gain.T
-                x.append(mean + z[k] @ _root(cov - gain @ after @ gain.T).T)
+                x.append(mean + z[k] @ _root(cov - gain @ after @ gain.T, cov).T)
             out.append(torch.stack(x[::-1]))
         return self.shaped(work, torch.stack(out))
 
@@ -205,22 +205,47 @@ def linear_gaussian_misfit(assimilation: Assimilation) -> str | None:
     n = model.space.size
     z = torch.stack([2 + torch.arange(n).sin(), -1.5 + torch.arange(n).mul(0.7).cos()]).double()
     x = model.initial.normalisation.physical(z.reshape(-1, *model.space.shape))
-    with torch.no_grad():
-        there = model.advance(x.to(model.initial.dtype)).double().flatten(1).cpu()
-    expected = x.flatten(1).cpu() @ transition.T + constant
-    size = float(expected.abs().max())
-    tolerance = 1e3 * torch.finfo(model.initial.dtype).eps * max(size, float(x.abs().max()))
-    return "the step is not linear" if float((there - expected).abs().max()) > tolerance else None
+    x, there, eps = _advanced(model, x)
+    x, there = x.flatten(1).cpu(), there.flatten(1).cpu()
+    expected = x @ transition.T + constant
+    # rounding of each value, and of the sums that it is made of
+    size = there.abs() + x.abs() @ transition.abs().T + constant.abs()
+    bent = (there - expected).abs() > 1e3 * eps * size.amax(0)
+    return "the step is not linear" if bool(bent.any()) else None
 
 
 def _transition(model: StateSpaceModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """``A`` and ``b`` of a step ``A x + b``, ``(d, d)`` and ``(d,)`` in float64."""
-    d, initial = model.space.size, model.initial
-    eye = torch.eye(d, dtype=initial.dtype, device=initial.device).reshape(d, *model.space.shape)
+    """``A`` and ``b`` of a step ``A x + b``, ``(d, d)`` and ``(d,)`` in float64.
+
+    From differences about the initial mean, a standard deviation either side: from zero they would be those of large
+    numbers where the mean is far from it.
+    """
+    d, normalisation = model.space.size, model.initial.normalisation
+    mean, scale = (
+        torch.broadcast_to(v.double().to(model.initial.device), model.space.shape)
+        for v in (normalisation.mean, normalisation.scale)
+    )
+    eye = torch.eye(d, dtype=torch.float64, device=mean.device).reshape(d, *model.space.shape)
+    x, there, _ = _advanced(model, torch.cat([mean + scale * eye, mean - scale * eye, mean[None]]))
+    x, there = x.flatten(1).cpu(), there.flatten(1).cpu()
+    # the states as they were passed on, rounded
+    steps = (x[:d] - x[d:-1]).diagonal()
+    transition = ((there[:d] - there[d:-1]) / steps[:, None]).T
+    return transition, there[-1] - transition @ x[-1]
+
+
+def _advanced(model: StateSpaceModel, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """States and what a step makes of them, and the precision that it has: float64 where the step takes it."""
+    x = x.to(model.initial.device)
     with torch.no_grad():
-        constant = model.advance(torch.zeros_like(eye[:1])).double().flatten().cpu()
-        columns = model.advance(eye).double().flatten(1).cpu()
-    return (columns - constant).T, constant
+        try:
+            there = model.advance(x)
+        except (RuntimeError, TypeError):
+            # its own tensors are of the model's dtype; an error of another kind comes again
+            x = x.to(model.initial.dtype)
+            there = model.advance(x)
+    eps = max(torch.finfo(v.dtype).eps for v in (x, there))
+    return x.double(), there.double(), eps
 
 
 def _observations(assimilation: Assimilation, case: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -242,6 +267,8 @@ def _observations(assimilation: Assimilation, case: int) -> tuple[torch.Tensor, 
 def _matrix(covariance: Covariance) -> torch.Tensor:
     """A covariance as ``(d, d)``."""
     n = int(np.prod(covariance.shape))
+    if isinstance(covariance, Eigen) and covariance.matrix is not None:
+        return covariance.matrix.double().cpu()
     eye = torch.eye(n, dtype=torch.float64).reshape(n, *covariance.shape)
     return covariance.apply(eye).reshape(n, n).cpu()
 
@@ -250,8 +277,33 @@ def _times_first(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0), dtype=np.float64))
 
 
-def _root(matrix: torch.Tensor) -> torch.Tensor:
-    """``S`` with ``S S^T`` the matrix, which rounding may have made slightly indefinite."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    root: torch.Tensor = vectors * values.clamp_min(0).sqrt()[..., None, :]
+def _root(matrix: torch.Tensor, whole: torch.Tensor | None = None) -> torch.Tensor:
+    """``S`` with ``S S^T`` the matrix, which rounding may have made slightly indefinite.
+
+    ``whole`` is the covariance whose remainder the matrix is, of a size that its rounding is small beside.
+    """
+    scale = _scale(matrix if whole is None else whole)
+    values, vectors = torch.linalg.eigh(_without_units(matrix, scale))
+    # the symmetric root, which no sign of an eigenvector changes
+    root: torch.Tensor = scale[..., None] * (
+        (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
+    )
     return root
+
+
+def _inverse(matrix: torch.Tensor) -> torch.Tensor:
+    """The inverse of a covariance where it has one, on its range otherwise, the same in all units."""
+    scale = _scale(matrix)
+    inverse: torch.Tensor = torch.linalg.pinv(_without_units(matrix, scale), hermitian=True)
+    inverse = inverse / scale[:, None] / scale
+    return inverse
+
+
+def _scale(covariance: torch.Tensor) -> torch.Tensor:
+    """Standard deviations; 1 where a value does not vary."""
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    return torch.where(variance > 0, variance, 1.0).sqrt()
+
+
+def _without_units(matrix: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return (matrix + matrix.mT) / 2 / scale[..., :, None] / scale[..., None, :]

@@ -13,6 +13,7 @@ import torch
 import sciddiff as sd
 from sciddiff.assimilation import Kalman, KalmanFilter, StateSpaceModel, Weak4DVar, kalman_moments
 from sciddiff.assimilation.base import Work
+from sciddiff.assimilation.kalman import _transition
 from sciddiff.assimilation.models import Assimilation
 from sciddiff.assimilation.variational import _Paths, _Problem
 from sciddiff.errors import DivergenceError, InputError, MethodError
@@ -93,6 +94,65 @@ def test_a_draw_depends_on_its_seed_and_number_alone(method):
     np.testing.assert_allclose(few, many[:2], atol=1e-5)
     other = assimilation().sample(2, method, seed=4)["x"].values
     assert np.abs(other - few).max() > 1e-2
+
+
+def two_values(scale, *, mean=0.0, dtype=torch.float64, noise=True) -> Assimilation:
+    """Two coupled values in units of these sizes, and data of both; the mean in their standard deviations."""
+    space, s = sd.Space({}, ["a", "b"]), np.array(scale)
+    turn = np.array([[0.9, 0.3], [-0.2, 0.8]])
+    turn = torch.as_tensor(turn * s[:, None] / s, dtype=dtype)
+    centre = torch.as_tensor(mean * s, dtype=dtype)
+    start, errors = (
+        np.array(c) * np.outer(s, s) for c in ([[1.0, 0.5], [0.5, 1.0]], [[0.3, 0.1], [0.1, 0.2]])
+    )
+    initial = sd.GaussianPrior(space, sd.covariance.dense(start), mean=mean * s, dtype=dtype)
+    law = StateSpaceModel(
+        lambda x: centre + (x - centre) @ turn.T,
+        initial,
+        space=space,
+        noise=sd.covariance.dense(errors) if noise else None,
+        times=6,
+    )
+    both = sd.operators.Matrix(space, sd.Space({"sensor": 1}), 1 / s[None])
+    return law.given(np.sin(np.arange(6.0))[:, None] + 2 * mean, both, sd.noise.Gaussian(0.3))
+
+
+@pytest.mark.parametrize("method", [Kalman(), KalmanFilter()])
+@pytest.mark.parametrize("noise", [True, False])
+def test_draws_are_the_same_in_all_units(method, noise):
+    plain = two_values((1.0, 1.0), noise=noise).sample(5, method, seed=0)
+    for a, b in ((1e4, 1e-5), (1e6, 1e-6)):
+        draws = two_values((a, b), noise=noise).sample(5, method, seed=0)
+        np.testing.assert_allclose(draws["a"] / a, plain["a"], atol=1e-6)
+        np.testing.assert_allclose(draws["b"] / b, plain["b"], atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [300.0, 1e4])
+def test_a_mean_far_from_zero_is_no_trouble_in_single_precision(mean):
+    near = kalman_moments(two_values((1.0, 1.0)))
+    far = kalman_moments(two_values((1.0, 1.0), mean=mean, dtype=torch.float32))
+    # single precision holds the data and the initial mean to 6e-8 of their size, and there are a few of them
+    rounding = 5 * 6e-8 * mean
+    np.testing.assert_allclose(far.mean - mean, near.mean, atol=rounding)
+    np.testing.assert_allclose(far.covariance, near.covariance, atol=rounding)
+    # a step without tensors of its own is taken in double precision
+    law = StateSpaceModel(
+        lambda x: mean + 0.9 * (x - mean), two_values((1.0, 1.0), mean=mean, dtype=torch.float32).model.initial,
+        space=sd.Space({}, ["a", "b"]), times=2,
+    )  # fmt: skip
+    matrix, constant = _transition(law)
+    np.testing.assert_allclose(matrix, 0.9 * np.eye(2), atol=1e-10)
+    np.testing.assert_allclose(constant, 0.1 * mean, rtol=1e-9)
+
+
+def test_a_step_that_bends_far_from_zero_is_refused():
+    start = two_values((1.0, 1.0), mean=300.0, dtype=torch.float32).model.initial
+    law = StateSpaceModel(
+        lambda x: x + 0.01 * (x - 300.0) ** 2, start, space=start.space, times=6, noise=sd.noise.Gaussian(0.1)
+    )
+    seen = law.given(np.full((2, 6), 300.0), sd.operators.Identity(start.space), sd.noise.Gaussian(0.3))
+    with pytest.raises(MethodError, match="not linear"):
+        kalman_moments(seen)
 
 
 def test_cases_are_their_own():
