@@ -124,12 +124,13 @@ def with_prior(name: str) -> None:
     setting, truth, y = case_data(name, CASES)
     found = reference(name)
     base = twin.scores(setting, found, truth, y)
-    posterior = twin.posterior(setting, y, sd.load_prior(PROBLEM / "prior"))
+    prior = sd.load_prior(PROBLEM / "prior")
     rows: dict[str, Any] = {}
     problem = module(PROBLEM, "problem")
-    for label, method, solver in [("learned prior", problem.METHOD, problem.SOLVERS[name])]:
+    for label in ["learned prior"]:
         started = time.process_time()
-        x = twin.states(posterior.sample(LEARNED_DRAWS, method, solver=solver, seed=0, progress=False))
+        proposals = problem.propose(name, prior, truth, LEARNED_DRAWS, 0, False)
+        x = twin.states(problem.settled(setting, proposals, y, LEARNED_DRAWS))
         rows[label] = summary(twin.scores(setting, x, truth, y, found), base)
         rows[label] |= {"seconds": round(time.process_time() - started, 1)} | weights(setting, x, y, found)
         print(name, label, rows[label], flush=True)

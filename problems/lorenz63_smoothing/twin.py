@@ -155,6 +155,15 @@ def log_likelihood(setting: Setting, x: torch.Tensor, y: list[torch.Tensor]) -> 
     return total
 
 
+def misfit(setting: Setting, x: torch.Tensor, y: list[torch.Tensor]) -> torch.Tensor:
+    """Squared misfits of trajectories ``(..., cases, LENGTH, 3)`` in error variances, summed over data, ``(..., cases)``."""
+    total = torch.zeros(x.shape[:-2], dtype=x.dtype)
+    for i, seen in zip(setting.instruments, y, strict=True):
+        k = NAMES.index(i.variable)
+        total = total + ((x[..., list(i.times), k] - seen) / (i.sd * data.SD[k])).square().sum(-1)
+    return total
+
+
 def positive(setting: Setting, x: torch.Tensor) -> torch.Tensor:
     """Whether x is positive at the state that is asked for, ``(...)``."""
     return (x[..., setting.sign_at, 0] > 0).double()

@@ -81,6 +81,24 @@ def test_the_particle_smoother_draws_from_the_law_of_the_model(truth: torch.Tens
     assert float((x.mean(0) - truth[:2]).square().mean().sqrt()) < 1.5
 
 
+def test_draws_that_cannot_meet_the_data_are_passed_over_and_the_others_weighed(truth: torch.Tensor) -> None:
+    setting = twin.SETTINGS["lo"]
+    y = [v[:1] for v in twin.observe(setting, truth)]
+    x = truth[:1].expand(5, 1, -1, -1).clone()
+    x[1] *= TURN
+    x[:, :, 0, 2] += torch.arange(5.0)[:, None]
+    labelled = twin.model().trajectories.dataset(x.movedim(3, 2), ["sample", "case"])
+    kept = twin.states(problem.settled(setting, labelled, y, 4))
+    torch.testing.assert_close(kept, x[[0, 2, 3, 4]])
+    setting = twin.SETTINGS["uneven"]
+    y = [v[:1] for v in twin.observe(setting, truth)]
+    x = torch.cat([x[:1], x[:1] * TURN]).repeat_interleave(200, 0)
+    labelled = twin.model().trajectories.dataset(x.movedim(3, 2), ["sample", "case"])
+    kept = twin.states(problem.settled(setting, labelled, y, 400))
+    exact = twin.weight(setting, truth[:1, None], y)
+    assert abs(float(twin.positive(setting, kept).mean() - exact)) < 0.01
+
+
 def test_w1_of_two_sets_is_that_of_the_best_pairing() -> None:
     a = torch.tensor([[[0.0, 0.0, 0.0]], [[10.0, 0.0, 0.0]]], dtype=torch.float64)
     b = torch.tensor([[[10.0, 0.0, 3.0]], [[0.0, 4.0, 0.0]]], dtype=torch.float64)
@@ -102,4 +120,4 @@ def test_draws_of_the_learned_prior_are_near_those_of_the_particle_smoother() ->
     assert 0.85 < figures["hi_rmse_ratio"] < 1.15
     # 128 draws of four trajectories: the standard error of a share is 0.044 at most
     assert abs(figures["even_weight_error"]) < 0.05 + 2 * 0.044
-    assert abs(figures["uneven_weighed_error"]) < 0.05 + 2 * 0.044
+    assert abs(figures["uneven_weight_error"]) < 0.05 + 2 * 0.044
