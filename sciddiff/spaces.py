@@ -602,6 +602,8 @@ def _as_dataset(data: Any, space: Space, argument: str) -> xr.Dataset:
     import pandas as pd
     import xarray as xr
 
+    if isinstance(data, (pd.Series, pd.DataFrame)):
+        check_zone(data.index, argument)
     if isinstance(data, pd.Series):
         data = xr.DataArray(data.values, dims=space.dims[:1], coords={space.dims[0]: data.index.values})
     elif isinstance(data, pd.DataFrame):

@@ -481,7 +481,12 @@ def test_dates_with_a_time_zone_are_refused():
     for dates in (days, pd.Series(days), list(days), days.to_pydatetime(), days.astype(object)):
         with pytest.raises(InputError, match="time zone Europe/Berlin"):
             Space({"time": dates})
-    assert Space({"time": days.tz_convert("UTC").tz_localize(None)}).coords["time"].dtype.kind == "M"
+    space = Space({"time": days.tz_convert("UTC").tz_localize(None)}, "t")
+    series = pd.Series(np.zeros(3), days.tz_convert("UTC"), name="t")
+    for data in (series, series.to_frame()):
+        with pytest.raises(InputError, match="time zone UTC"):
+            space.tensor(data)
+    assert space.tensor(series.tz_localize(None)).shape == (3,)
 
 
 def test_labels_are_copied():
