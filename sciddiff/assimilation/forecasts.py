@@ -1,13 +1,20 @@
 """One prior over a window of time fills the gaps of a series and looks ahead, as far as is asked.
 
 The window's states are ``x``, the values seen are ``y = x + e``, and what is not seen, gap or future, is simply not
-observed: ``p(x | y) ~ p(x) prod_i p(y_i | x_i)`` over what is. Where a series is longer than the window, windows
-follow one another and each draw goes on with its own path: the next window is drawn given the ``context`` last values of
-that path, exactly known, and given what was observed behind them,
+observed: ``p(x | y) ~ p(x) prod_i p(y_i | x_i)`` over what is. Where that does not fit into one window, windows follow one
+another and each draw goes on with its own path: the next window is drawn given the ``context`` last values of that path,
+exactly known, and given what was observed behind them,
 
     p(x | y) ~ p(w_1 | y) prod_j p(new values of w_j | the path's last values, y in w_j).
 
-That is exact for a prior that is Markov of an order up to ``context``; for others the memory ends there.
+Under a prior that is Markov of an order up to ``context`` a forecast so has the law of the future given the values of
+one window, the last of the history: what is older is not used, and it tells nothing more where as many values in a row
+as the order are known exactly. Noisy values of a slow process do not let the past go so soon: a window has to be a few
+times as long as the errors take to average out. A path that was begun knows nothing of what lies behind its window,
+so that the values of a long noisy series are drawn given too little of what follows. `impute` then sweeps over its draws
+and redraws the middle of each window given the path on both its sides (Gibbs sampling by blocks): that leaves the exact
+law of such a prior as it is and tends to it, the slower the longer the series' memory is beside the window. For long noisy
+series under a network see `sciddiff.priors.WindowPrior` too, which draws all of a path at once.
 
 The law of a prior belongs to the positions of its window, so times may move only where it moves with them. A prior with
 a `season` has its mean on any calendar month. One whose mean varies along the window without a season keeps its phase: it
@@ -42,9 +49,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AnyTimes", "forecast", "impute"]
 
-# sds of errors, in units of the prior's, up to which a value tells nearly all that its neighbours do
-_PRECISE = 0.1
-_SWEEPS = 6
+# sds of errors, in units of the prior's, up to which what follows a value's window tells next to nothing about it
+_PRECISE = 0.3
+_SWEEPS = 4
 
 
 def forecast(
@@ -63,9 +70,13 @@ def forecast(
 ) -> xr.Dataset:
     """Draw what follows a series, given its past.
 
-    The window is laid so that it ends at the horizon and holds as much of the history as it can; a shorter history is
-    met by leaving unobserved what came before it. Where that would leave less than ``context`` of it, windows follow
-    one another, see the module. NaN and absent times in the history are gaps.
+    The first window ends at the last value of the history, or begins with the first where the history is shorter than
+    it; windows that follow go on from its draws, see the module. So a draw at one lead is the same whatever the horizon,
+    and a history that ends with NaN only has later leads. NaN and absent times in the history are gaps.
+
+    Under a network the default method takes the covariance of the Gaussian that was fitted with it. One without (no
+    ``prior.gaussian``) has `MMPS` take "unit", which knows nothing of how the times hang together, and draws can be far
+    off in mean and spread though the diagnosis is "ok": pass ``method=MMPS("guarded")``, or train with a Gaussian.
 
     Args:
         prior: over a window, with a dim "time" of dates, numbers or unlabelled steps; or one with ``at(times)``.
@@ -76,13 +87,12 @@ def forecast(
         obs_std: standard deviation of the errors of the history: a number, one for each variable as a mapping, or one
             for each value, labelled or in the layout of the history. None: 1 % of the prior's own, or ``noise``.
         noise: another law of those errors, the same for all values; instead of ``obs_std``.
-        method: the posterior sampler; None takes the default.
+        method: the posterior sampler; None takes the default, see above for networks without a Gaussian.
         covariates: known drivers, over the history and the future: some of the prior's variables, which the history
             then leaves out. They are taken for exact.
         period: steps after which the law of the window repeats, such as 7 for daily data with a weekly rhythm; see
             the module. 1: it is the same wherever the window begins.
-        context: past steps that every window holds at least; None: a quarter of the window where one is enough, else
-            half of it.
+        context: steps of the path that every window after the first holds at least; None: half of it.
 
     Returns:
         `xarray.Dataset` with dims ``("sample", "time", ...)``, in the prior's units, on the future times; ``lead``
@@ -162,7 +172,8 @@ def impute(
     A series that is longer than the window is drawn by windows that overlap, from the first to the last. Each is
     given the draw's own path up to where it begins to be new, and all that was seen behind that; of its new values those
     are kept that have ``context`` times with observations behind them in the window, or as many as there are. A gap must
-    therefore fit into a window with at least one observation behind it.
+    therefore fit into a window with at least one observation behind it. Noisy values are then drawn anew by ``sweeps``.
+    Under a network that has no Gaussian pass ``method=MMPS("guarded")``, see `forecast`.
 
     Args:
         prior: as in `forecast`.
@@ -176,7 +187,10 @@ def impute(
         covariates: as in `forecast`, over the series.
         period: as in `forecast`.
         context: times with observations that a value has behind it in its window, and steps of the path before it; None:
-            a quarter of the window.
+            a quarter of the window, or half of it before sweeps.
+        sweeps: how often a series longer than the window is drawn anew, window by window, given both its sides: each is
+            some four windows for every window's length. None: 4 where an error's sd is over 0.3 of the prior's, or errors
+            are a ``noise`` that is not Gaussian; else none.
 
     Returns:
         `xarray.Dataset` with dims ``("sample", "time", ...)`` from the first to the last time of the series. Values
@@ -214,6 +228,8 @@ def impute(
     elif isinstance(axis, Steps) or last >= length:
         aligned = phase(prior, axis, period) if isinstance(axis, Steps) else (0, 1)
         sweeps = _sweeps(sweeps, seen, noise, prior)
+        if sweeps and context is None and length // 2 <= length - aligned[1]:
+            context = max(1, length // 2)
         plan = plan_along(length, where, axis, aligned, context)
         plan += plan_again(length, last + 1, aligned, sweeps)
     known = _known(seen, prior, axis, plan, noise, covariates, last)
@@ -278,11 +294,14 @@ def _one_noise(noise: Noise | None, obs_std: Any) -> tuple[Noise | None, Any]:
 
 
 def _sweeps(sweeps: int | None, series: Observed, noise: Noise | None, prior: Prior) -> int:
-    """As many as asked for; else some where errors are more than a tenth of the prior's sd or of another law."""
+    """As many as asked for; else some where errors are large beside the prior's sd, or of another law."""
     if sweeps is not None:
         if isinstance(sweeps, bool) or not isinstance(sweeps, (int, np.integer)) or sweeps < 0:
             raise InputError(
-                "sweeps", expected="an int of at least 0", got=repr(sweeps), fix="leave it out to take the default"
+                "sweeps",
+                expected="an int of at least 0",
+                got=repr(sweeps),
+                fix="leave it out to take the default",
             )
         return int(sweeps)
     if noise is not None:

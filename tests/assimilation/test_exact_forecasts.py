@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 import xarray as xr
-from scipy.stats import norm
+from scipy.stats import chi2, norm
 
 import sciddiff as sd
 from sciddiff.priors import GaussianProcess
@@ -103,6 +103,76 @@ def test_values_of_a_noisy_series_are_drawn_given_what_follows_them_in_the_windo
     mean, covariance = conditional(np.zeros(60), k, np.arange(60), y, np.full(60, 4.0))
     assert drawn.attrs["windows"] > 3
     assert_law(drawn["t"].values, mean, covariance)
+
+
+def slow(steps):
+    """An AR(1) with coefficient .98 and variance 1: a memory of 50 steps."""
+    return 0.98 ** np.abs(np.subtract.outer(np.arange(steps), np.arange(steps)))
+
+
+@pytest.fixture
+def long_memory():
+    """That AR(1) in windows of 16."""
+    return sd.GaussianPrior(sd.Space({"time": np.arange(16)}, {"t": "degC"}), sd.covariance.dense(slow(16)))
+
+
+def noisy(steps, error):
+    rng = np.random.default_rng(6)
+    return np.linalg.cholesky(slow(steps) + error**2 * np.eye(steps)) @ rng.standard_normal(steps)
+
+
+@pytest.mark.parametrize("error", [1.0, 2.0])
+def test_a_forecast_of_a_noisy_slow_series_uses_a_whole_window_of_it_at_every_horizon(long_memory, error):
+    y = noisy(40, error)
+    short, long = (
+        sd.forecast(long_memory, pd.Series(y), horizon=h, obs_std=error, samples=N, seed=0)["t"]
+        for h in (11, 30)
+    )
+    mean, covariance = conditional(np.zeros(46), slow(46), np.arange(16), y[-16:], np.full(16, error**2))
+    assert_law(long.values, mean[16:], covariance[16:, 16:])
+    np.testing.assert_array_equal(short, long[:, :11])
+
+
+def test_a_gap_at_the_end_of_the_history_is_later_leads_at_every_horizon(long_memory):
+    y = pd.Series(noisy(40, 0.1))
+    whole = sd.forecast(long_memory, y[:36], horizon=24, obs_std=0.1, samples=20, seed=0)["t"]
+    ended = y.where(np.arange(40) < 36)
+    for horizon in (11, 12, 13, 20):
+        ahead = sd.forecast(long_memory, ended, horizon=horizon, obs_std=0.1, samples=20, seed=0)["t"]
+        np.testing.assert_array_equal(ahead, whole[:, 4 : 4 + horizon])
+    # longer than a window
+    later = y.reindex(np.arange(60))
+    far = sd.forecast(long_memory, later, horizon=2, obs_std=0.1, samples=20, seed=0)
+    assert far["t"].shape == (20, 2) and far["time"].values[0] == 60
+
+
+def test_sweeps_give_noisy_values_what_lies_behind_their_window(long_memory):
+    y, n = noisy(60, 1.0), 400
+    mean, covariance = conditional(np.zeros(60), slow(60), np.arange(60), y, np.ones(60))
+    deviation = np.sqrt(np.diag(covariance))
+
+    def off(**options):
+        drawn = sd.impute(long_memory, pd.Series(y), obs_std=1.0, samples=n, seed=0, **options)["t"]
+        return float((((drawn.mean("sample").values - mean) / deviation) ** 2).mean()), drawn.values
+
+    # n times the mean square has mean 1; 60 values of a memory of 5 steps count for 6 of their own
+    limit = chi2.isf(1e-4, 6) / 6 / n
+    swept, draws = off()
+    assert swept < limit < off(sweeps=0)[0]
+    assert np.abs(draws.std(0) / deviation - 1).max() < 4.5 / np.sqrt(2 * n)
+    # values half a window apart
+    apart = np.array([np.cov(draws[:, i], draws[:, i + 8])[0, 1] - covariance[i, i + 8] for i in range(52)])
+    spread = deviation[:52] * deviation[8:] / np.sqrt(n)
+    assert np.abs(apart / spread).max() < 4.5
+
+
+def test_precise_values_take_no_sweeps(long_memory):
+    precise = sd.impute(long_memory, pd.Series(noisy(30, 0.1)), obs_std=0.1, samples=3, seed=0)
+    none = sd.impute(long_memory, pd.Series(noisy(30, 0.1)), obs_std=0.1, samples=3, seed=0, sweeps=0)
+    np.testing.assert_array_equal(precise["t"], none["t"])
+    for sweeps in (-1, 1.5, True):
+        with pytest.raises(sd.errors.InputError, match="sweeps"):
+            sd.impute(long_memory, pd.Series(np.zeros(30)), samples=2, seed=0, sweeps=sweeps)
 
 
 def test_irregular_times_errors_of_each_value_and_correlated_variables_are_exact():
