@@ -85,8 +85,7 @@ class Process(ABC):
             torch.Size([3, 3])
         """
         t = _times(times, increasing=True)
-        # lags that agree but for rounding of the times share one transition
-        lags = np.round(np.diff(t), 12)
+        lags = _grouped(t)
         p = self.stationary()
         z = streams.normal((len(t), len(p)), dtype=torch.float64)
         steps = {lag: self._step(lag) for lag in np.unique(lags).tolist()}
@@ -310,6 +309,24 @@ def _times(times: Any, *, increasing: bool) -> np.ndarray:
             "times", expected="increasing times", got="others", fix="sort them and drop duplicates"
         )
     return np.asarray(t)
+
+
+def _grouped(times: np.ndarray) -> np.ndarray:
+    """Steps between times; those that agree but for rounding of the times are one, and share one transition."""
+    steps = np.diff(times)
+    if len(steps) == 0:
+        return steps
+    order = np.argsort(steps)
+    rounding = 4 * np.finfo(times.dtype).eps * max(np.abs(times).max(), steps.max())
+    # a group begins where a step is above the least of the one before, by more than rounding
+    ordered, first = steps[order], [0]
+    while first[-1] < len(ordered):
+        first.append(int(np.searchsorted(ordered, ordered[first[-1]] + rounding, side="right")))
+    sizes = np.diff(first)
+    means = np.add.reduceat(ordered, first[:-1]) / sizes
+    out = np.empty_like(steps)
+    out[order] = np.repeat(means, sizes)
+    return out
 
 
 def _root(matrix: np.ndarray) -> torch.Tensor:

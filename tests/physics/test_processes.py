@@ -11,6 +11,7 @@ import torch
 import sciddiff as sd
 from sciddiff.errors import InputError
 from sciddiff.physics import ARMA, Matern, OrnsteinUhlenbeck
+from sciddiff.physics.processes import _grouped
 from sciddiff.random import Streams
 
 CONTINUOUS = [
@@ -137,3 +138,19 @@ def test_what_makes_no_sense_is_refused_by_name(make, argument):
     with pytest.raises(InputError) as error:
         make()
     assert error.value.argument == argument
+
+
+@pytest.mark.parametrize("unit", [1e-13, 1e13])
+def test_draws_are_the_same_in_all_units_of_time(unit):
+    times = np.array([0.0, 1.0, 2.0, 2.5, 6.0])
+    streams = Streams(0, range(4), purpose="process")
+    plain = OrnsteinUhlenbeck(rate=0.8).simulate(times, streams)
+    other = OrnsteinUhlenbeck(rate=0.8 / unit).simulate(times * unit, Streams(0, range(4), purpose="process"))
+    torch.testing.assert_close(other, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_steps_that_differ_by_rounding_are_one_and_others_are_not():
+    steps = _grouped(7.3 + 0.1 * np.arange(1000))
+    assert len(np.unique(steps)) == 1 and math.isclose(steps[0], 0.1, rel_tol=1e-12)
+    times = np.array([0.0, 1e-13, 3e-13, 1.0, 2.0])
+    np.testing.assert_allclose(_grouped(times)[:2], [1e-13, 2e-13], rtol=1e-10)
