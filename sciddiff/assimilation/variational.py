@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+import numpy as np
 import torch
 
 from sciddiff.assimilation.base import AssimilationMethod, Work
@@ -112,8 +113,7 @@ class Weak4DVar(AssimilationMethod):
 
     def draw(self, work: Work) -> torch.Tensor:
         """Minima for perturbed means and data."""
-        x = self._minimise(work, work.n, perturbed=True)
-        return x.reshape(work.n, work.cases, *x.shape[1:])
+        return self._minimise(work, work.n, perturbed=True)
 
     def minimum(self, assimilation: Assimilation) -> xr.Dataset:
         """The trajectory at which the posterior density is largest, as far as a descent from the prior mean finds it.
@@ -131,34 +131,48 @@ class Weak4DVar(AssimilationMethod):
             raise MethodError("method", expected="a fit", got=misfit, fix="take another method")
         work = assimilation.work(1, self, 0)
         with torch.inference_mode(False), torch.no_grad():
-            x = self._minimise(work, 1, perturbed=False)[None]
+            x = self._minimise(work, 1, perturbed=False)
         out = assimilation._labelled(x, "sample").isel(sample=0)
         out.attrs.update({**work.attrs(), "diagnosis": "; ".join(work.warnings) or "ok"})
         return out
 
     def _minimise(self, work: Work, n: int, *, perturbed: bool) -> torch.Tensor:
-        """The trajectories at the minimum, ``(n * cases, times, *shape)``."""
-        problem = _Problem(work, n, perturbed=perturbed)
+        """The trajectories at the minimum, ``(n, cases, times, *shape)``."""
+        groups, found, cost = work.alike(), [], []
+        late = poor = taken = 0
+        worst, rows = 0.0, n * work.cases
+        # windows end where a case has data, and are its own
+        for cases in groups:
+            problem = _Problem(work, n, cases, perturbed=perturbed)
+            best, left, gradient, steps = self._follow(problem)
+            late, taken, worst = late + left, max(taken, steps), max(worst, gradient)
+            poor += int((best.cost > problem.bound()).sum())
+            found.append(best.x.unflatten(0, (n, len(cases))))
+            cost.append(best.cost)
+        work.notes.update({"iterations": taken, "gradient": worst, "cost": float(torch.cat(cost).mean())})
+        if late:
+            work.warnings.append(
+                f"4D-Var: {late} of {rows} descents stopped at gradients of up to {worst:.2g} after {taken} iterations: allow "
+                "more, or use a shorter window"
+            )
+        if poor:
+            work.warnings.append(
+                f"4D-Var: {poor} of {rows} minima fit worse than one in a million would by chance: local minima, or data "
+                "that the model does not explain"
+            )
+        order = torch.tensor([case for cases in groups for case in cases]).argsort()
+        return torch.cat(found, 1)[:, order]
+
+    def _follow(self, problem: _Problem) -> tuple[_Paths, int, float, int]:
+        """The minima over growing windows; unfinished rows, the largest gradient, and iterations."""
         best, taken = _Paths([], problem.mean, torch.empty(0)), 0
         for times in problem.windows():
-            whole = times == work.times
+            whole = times == problem.work.times
             best = problem.extend(best, times)
             limits = (self.iterations, self.tolerance) if whole else (STEPS, 0.1)
             late, worst, more = _descend(problem, best, *limits)
             taken += more
-        work.notes.update({"iterations": taken, "gradient": worst, "cost": float(best.cost.mean())})
-        if late:
-            work.warnings.append(
-                f"4D-Var: {late} of {problem.rows} descents stopped at gradients of up to {worst:.2g} after {taken} iterations: allow "
-                "more, or use a shorter window"
-            )
-        poor = int((best.cost > problem.bound()).sum())
-        if poor:
-            work.warnings.append(
-                f"4D-Var: {poor} of {problem.rows} minima fit worse than one in a million would by chance: local minima, or data "
-                "that the model does not explain"
-            )
-        return best.x
+        return best, late, worst, taken
 
 
 def _descend(problem: _Problem, best: _Paths, iterations: int, tolerance: float) -> tuple[int, float, int]:
@@ -214,12 +228,13 @@ class _Plan:
 
 
 class _Problem:
-    """The function of white unknowns, one row for every draw of every case."""
+    """The function of white unknowns, one row for every draw of every case, of all cases or of some."""
 
-    def __init__(self, work: Work, n: int, *, perturbed: bool) -> None:
-        self.work, self.rows, self.perturbed = work, n * work.cases, perturbed
-        draws = [i for i in range(n) for _ in range(work.cases)]
-        cases = [c for _ in range(n) for c in range(work.cases)]
+    def __init__(self, work: Work, n: int, which: list[int] | None = None, *, perturbed: bool) -> None:
+        which = list(range(work.cases)) if which is None else which
+        self.work, self.rows, self.perturbed = work, n * len(which), perturbed
+        draws = [i for i in range(n) for _ in which]
+        cases = which * n
         streams = Streams(work.seed, draws, cases, purpose="variational")
         initial, covariance, d = work.model.initial, work.model.covariance, work.model.space.size
         assert isinstance(initial, GaussianPrior)  # misfit
@@ -235,10 +250,9 @@ class _Problem:
         if perturbed:
             centre = streams.normal((sum(sizes),), dtype=torch.float64)
         self.centre = list(centre.split(sizes, 1))
-        self.seen = [k for k in range(work.times) if work.observed(k)]
-        self.data = [
-            self._data(o, torch.tensor(cases), streams, perturbed) for o in work.posterior.observations
-        ]
+        self.seen: list[int] = np.flatnonzero(work.assimilation.seen[which].any(0)).tolist()
+        self.observations = work.posterior.observations if self.seen else ()
+        self.data = [self._data(o, torch.tensor(cases), streams, perturbed) for o in self.observations]
         # derivatives of a part of the rows are held at once
         self.at_once = max(1, NUMBERS // (work.times * d * d))
 
@@ -286,7 +300,7 @@ class _Problem:
         """
         perfect = torch.zeros(self.rows, dtype=torch.float64)
         count = torch.zeros_like(perfect)
-        for o, (y, mask) in zip(self.work.posterior.observations, self.data, strict=True):
+        for o, (y, mask) in zip(self.observations, self.data, strict=True):
             flat, hidden = y.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
             perfect -= o.noise.log_prob(flat, flat, hidden).double().reshape(self.rows, -1).sum(1)
             count += (torch.ones_like(y) if mask is None else mask).double().flatten(1).sum(1)
@@ -319,7 +333,7 @@ class _Problem:
             out += 0.5 * (a - centre[rows]).square().sum(1)
         seen = [k for k in self.seen if k < len(v)]
         states = x[:, seen].flatten(0, 1)
-        for o, (y, mask) in zip(self.work.posterior.observations, self.data, strict=True):
+        for o, (y, mask) in zip(self.observations, self.data, strict=True):
             mask = None if mask is None else mask[rows, : len(seen)].flatten(0, 1)
             log_prob = o.noise.log_prob(y[rows, : len(seen)].flatten(0, 1), o.operator.apply(states), mask)
             out -= log_prob.double().reshape(len(rows), -1).sum(1)
@@ -334,8 +348,8 @@ class _Problem:
         slopes, curvatures = self._seen(now.x, rows)
         steps = _jacobian(self.work.model.advance, now.x[:, :-1], self.work.model.space.size)
         self.work.model_steps += steps.shape[0] * steps.shape[1] * steps.shape[2]
-        s = gradient = torch.zeros_like(slopes[:, 0])
-        big, worst = torch.zeros_like(curvatures[:, 0]), torch.zeros_like(damping)
+        s = gradient = slopes.new_zeros((len(rows), slopes.shape[2]))
+        big, worst = slopes.new_zeros((len(rows), *curvatures.shape[2:])), torch.zeros_like(damping)
         out = _Plan(torch.zeros_like(damping))
         for k in reversed(range(len(now.v))):
             if k in self.seen:
@@ -365,7 +379,7 @@ class _Problem:
         states, d = x[:, seen], self.work.model.space.size
         slope = torch.zeros((*states.shape[:2], d), dtype=torch.float64)
         curvature = torch.zeros((*states.shape[:2], d, d), dtype=torch.float64)
-        for o, (y, mask) in zip(self.work.posterior.observations, self.data, strict=True):
+        for o, (y, mask) in zip(self.observations, self.data, strict=True):
             shape = o.operator.codomain.shape
             j = _jacobian(o.operator.apply, states, o.operator.codomain.size)
             mask = None if mask is None else mask[rows, : len(seen)].flatten(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,22 @@ import pytest
 import torch
 
 import sciddiff as sd
-from sciddiff.assimilation import ETKF, FFBS, LETKF, BootstrapFilter, EnKF, EnKS, StateSpaceModel
+from sciddiff.assimilation import (
+    ETKF,
+    FFBS,
+    LETKF,
+    BootstrapFilter,
+    EnKF,
+    EnKS,
+    EnSF,
+    IEnKS,
+    StateSpaceModel,
+    Weak4DVar,
+)
 from sciddiff.assimilation.filters import rotation
 from sciddiff.assimilation.particles import systematic
 from sciddiff.errors import DivergenceError, InputError, MethodError
+from sciddiff.methods import LocalGaussian
 from sciddiff.methods.analysis import Localised, LocalSquareRoot, Perturbed, SquareRoot
 from sciddiff.random import Streams
 
@@ -155,14 +168,29 @@ def test_systematic_resampling_takes_each_particle_about_as_often_as_its_weight(
 
 
 @pytest.mark.parametrize(
-    "method", [EnKF(), ETKF(rotate=True), WHOLE, EnKS(), BootstrapFilter(200), FFBS(200)]
+    "method",
+    [
+        EnKF(inflation=1.3),
+        ETKF(inflation=1.3),
+        ETKF(rotate=True),
+        LETKF(radius=math.inf, inflation=1.3, rotate=True),
+        EnKS(inflation=1.3),
+        BootstrapFilter(200, threshold=1.0),
+        FFBS(200, threshold=1.0),
+        EnSF(steps=10),
+        EnSF(posterior=LocalGaussian("gaussian"), steps=4, inflation=1.3),
+        Weak4DVar(),
+    ],
 )
 def test_a_case_is_the_same_alone_and_beside_others(method):
     y = observations()
-    both = np.stack([y, np.where(np.arange(TIMES)[:, None] == 2, np.nan, y + 0.1)])
+    # the other has data where the case has none, and none where the case has some
+    other = np.where(np.isnan(y), 0.5, y + 0.1)
+    other[2] = np.nan
     law = model()
     alone = law.given(y, operator(), errors()).sample(20, method, seed=0)["x"].values
-    many = law.given(both, operator(), errors(), batch_dim="case").sample(20, method, seed=0)["x"].values
+    many = law.given(np.stack([y, other]), operator(), errors(), batch_dim="case")
+    many = many.sample(20, method, seed=0)["x"].values
     np.testing.assert_allclose(many[:, 0], alone, atol=1e-9)
     again = law.given(y, operator(), errors()).sample(20, method, seed=1)["x"].values
     assert np.abs(again - alone).max() > 1e-2
@@ -332,10 +360,67 @@ def test_what_does_not_fit_is_refused_before_any_step():
         lambda: BootstrapFilter(jitter=-0.1),
         lambda: StateSpaceModel(lambda x: x[:, :2], law.initial, space=law.space, times=3),
         lambda: StateSpaceModel(law.step, law.initial, space=law.space, times=[0.0, 2.0, 1.0]),
+        lambda: StateSpaceModel(law.step, law.initial, space=law.space, times=[0.0, 1.0, 2.1]),
         lambda: StateSpaceModel(law.step, law.initial, space=law.space, noise=sd.noise.Laplace(1.0), times=3),
     ):
         with pytest.raises(InputError):
             bad()
+
+
+@pytest.mark.parametrize("method", [ETKF(), EnKF(), EnKS(), EnSF(), IEnKS()])
+def test_one_draw_needs_a_number_of_members(method):
+    seen = assimilation(noise=not isinstance(method, IEnKS))
+    with pytest.raises(InputError, match="members=40"):
+        seen.sample(1, method, seed=0)
+    assert seen.sample(1, replace(method, members=4), seed=0).sizes["sample"] == 1
+
+
+REGULAR = {
+    "days": np.array("2000-01-01", dtype="datetime64[D]") + np.arange(TIMES),
+    "months": np.array("2000-01", dtype="datetime64[M]") + np.arange(TIMES),
+    "seconds": np.arange(TIMES) * np.timedelta64(3, "s"),
+    "rounded numbers": np.arange(TIMES) * np.float32(0.1),
+}
+
+
+@pytest.mark.parametrize("kind", REGULAR)
+def test_times_are_steps_of_the_model(kind):
+    law, times = model(), REGULAR[kind]
+    regular = StateSpaceModel(law.step, law.initial, space=law.space, times=times)
+    assert regular.length == TIMES
+    with pytest.raises(InputError, match="one step of the model"):
+        StateSpaceModel(law.step, law.initial, space=law.space, times=times[[0, 1, 2, 5]])
+
+
+def test_a_model_without_labels_takes_labelled_data_in_regular_order_alone():
+    import xarray as xr
+
+    law, y = model(), observations()
+    dated = xr.DataArray(y, dims=("time", "sensor"), coords={"time": REGULAR["days"]})
+    np.testing.assert_array_equal(
+        law.given(dated, operator(), errors()).posterior.observations[0].y,
+        law.given(y, operator(), errors()).posterior.observations[0].y,
+    )
+    for bad in (dated[::-1], dated.assign_coords(time=[0, 1, 2, 3, 4, 6])):
+        with pytest.raises(InputError, match="`y`"):
+            law.given(bad, operator(), errors())
+
+
+def test_cases_of_a_second_instrument_are_matched_by_their_labels():
+    import xarray as xr
+
+    law, y = model(), observations()
+    first = xr.DataArray(np.stack([y, y + 1]), dims=("case", "time", "sensor"), coords={"case": ["a", "b"]})
+    one = law.given(first, operator(), errors(), batch_dim="case")
+    for second in (first + 2, (first + 2).sel(case=["b", "a"]), first.values + 2):
+        both = one.given(second, operator(), errors(), batch_dim="case")
+        before, after = (o.y for o in both.posterior.observations)
+        seen = both.posterior.observations[0].mask
+        np.testing.assert_allclose(after[seen], before[seen] + 2)
+        assert both.batch[1].tolist() == ["a", "b"]
+    for labels in (["a", "c"], ["a", "a"]):
+        with pytest.raises(InputError, match="first observation"):
+            one.given(first.assign_coords(case=labels), operator(), errors(), batch_dim="case")
 
 
 def test_correlated_errors_of_data_have_no_local_square_root():

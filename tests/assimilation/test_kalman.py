@@ -174,6 +174,15 @@ def test_randomised_maximum_likelihood_is_exact_for_linear_gaussian_models():
     agree(values(assimilation().sample(N, Weak4DVar(), seed=0)), exact.mean, exact.covariance)
 
 
+def test_4dvar_without_data_draws_from_the_model_and_has_its_mean_at_the_minimum():
+    seen = assimilation(y=np.full_like(observations(), np.nan))
+    assert seen.sample(1, Weak4DVar(), seed=0).attrs["diagnosis"] == "ok"
+    draws, nothing = values(seen.sample(2000, Weak4DVar(), seed=0)), dense(until=-1)
+    agree(draws, nothing.mean, nothing.covariance)
+    found = Weak4DVar().minimum(seen)["x"].values.ravel()
+    np.testing.assert_allclose(found, nothing.mean, atol=1e-6)
+
+
 def test_4dvar_of_a_model_without_error_moves_the_first_state_alone():
     seen = assimilation(noise=False)
     found = Weak4DVar(tolerance=1e-9).minimum(seen)
