@@ -112,7 +112,8 @@ def event_probability(
         seed: of all draws.
 
     Raises:
-        InputError: on an event of more than one value, a threshold that is not finite, or many cases.
+        InputError: on an event of more than one value, or whose value is NaN or infinite at some state on the way; a
+            threshold that is not finite, or many cases.
 
     Source: Finzi et al. (2023), "User-defined Event Sampling and Uncertainty Quantification in Diffusion Models for
     Physical Dynamical Systems", who estimate ``P(E) = exp(E[log p(x) - log p(x|E)])`` over draws given the event, by two
@@ -467,7 +468,37 @@ def _refused() -> torch.Tensor:
 
 def _values(value: Operator, x: torch.Tensor) -> torch.Tensor:
     """The values of the event ``(rows,)``, in float64."""
-    return value.apply(x).reshape(len(x)).double()
+    return _finite(value.apply(x)).reshape(len(x)).double()
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    """Values of the event as they are, one a row; NaN would count as an event that did not happen."""
+    if bad := int((~values.isfinite()).sum()):
+        raise InputError(
+            "event",
+            expected="finite values at all states that the law can draw",
+            got=f"NaN or infinity at {bad} of {len(values)} states",
+            fix="say what the event is there, such as by torch.nan_to_num or a clamp before a logarithm",
+        )
+    return values
+
+
+@final
+class _Finite(Operator):
+    """An event that is not linear, refused where it is not finite, in whatever method asks for it."""
+
+    def __init__(self, value: Operator) -> None:
+        self.value, self.domain, self.codomain = value, value.domain, value.codomain
+        self.differentiable = value.differentiable
+
+    @property
+    def name(self) -> str:
+        """That of the event."""
+        return self.value.name
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """The value, if it is finite."""
+        return _finite(self.value.apply(x))
 
 
 def _checked(law: Any, event: Any, threshold: Any) -> tuple[Posterior, Operator]:
@@ -486,7 +517,8 @@ def _checked(law: Any, event: Any, threshold: Any) -> tuple[Posterior, Operator]
         )
     if isinstance(threshold, bool) or not (isinstance(threshold, (int, float)) and math.isfinite(threshold)):
         raise InputError("threshold", expected="a finite number", got=repr(threshold), fix="0.0 is usual")
-    return posterior, _operator(posterior.prior, event)
+    value = _operator(posterior.prior, event)
+    return posterior, value if value.linear else _Finite(value)
 
 
 def _operator(prior: Prior, event: Event) -> Operator:

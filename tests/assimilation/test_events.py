@@ -149,6 +149,24 @@ def test_a_function_of_states_is_an_event_too_and_the_seed_decides():
     assert one == two
 
 
+@pytest.mark.parametrize(
+    "method",
+    [Counting(400), Splitting(50, 2, moves=1), Evidence(0.2, SMALL, repeats=2, steps=8)],
+    ids=["counting", "splitting", "evidence"],
+)
+def test_an_event_without_a_value_somewhere_is_refused_with_how_often_that_was(method):
+    def log(x):
+        return x[:, 0].log()
+
+    with pytest.raises(InputError, match=r"NaN or infinity at \d+ of \d+ states"):
+        event_probability(PRIOR, log, threshold=-1.0, method=method, seed=0)
+    n = 400
+    if isinstance(method, Counting):
+        x = PRIOR.sample(n, seed=0)["x"].values[:, 0]
+        with pytest.raises(InputError, match=f"at {(x <= 0).sum()} of {n} states"):
+            event_probability(PRIOR, log, threshold=-1.0, method=method, seed=0)
+
+
 def test_what_is_no_event_and_settings_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="one value a row"):
         event_probability(PRIOR, lambda x: x, seed=0)
