@@ -39,7 +39,8 @@ class Refinement(ABC):
     """How the energy is gone down: a frozen dataclass of its settings.
 
     Args:
-        regulariser: R: "mse", the sum of squares, or "quantile", the pinball loss of the levels ``k/(n + 1)`` of n draws,
+        regulariser: R: "mse", the sum of squares over all times, as the paper has it (the authors' code counts squares over
+            the history alone, and nothing but the prior then pulls on the forecast), or "quantile", the pinball loss of the levels ``k/(n + 1)`` of n draws,
             which are sorted at every time before, as published: paths are then no longer the base model's.
         weight: of R.
         sigma: noise level of the energy, in normalised units; the paper's step 20 of 100 is 0.49.
