@@ -18,6 +18,7 @@ from sciddiff.assimilation.kalman import Kalman, KalmanFilter, kalman_moments
 from sciddiff.assimilation.models import Assimilation, StateSpaceModel
 from sciddiff.assimilation.particles import FFBS, BootstrapFilter
 from sciddiff.assimilation.refinement import Descent, Langevin, refine
+from sciddiff.assimilation.scaling import scaled_to
 from sciddiff.assimilation.score_filter import EnSF
 from sciddiff.assimilation.series import quantile_frame
 from sciddiff.assimilation.storage import load_emulator, save_emulator
@@ -64,6 +65,7 @@ __all__ = [
     "refine",
     "sarimax",
     "save_emulator",
+    "scaled_to",
     "seasonal_naive",
     "synthesise",
     "train_autoregressive",

@@ -207,7 +207,7 @@ class _Past:
 
     def __init__(self, data: Any, horizon: Any, argument: str = "history") -> None:
         times = read_times(data, argument)
-        self.name, self.units = _name_and_units(data, argument)
+        self.name, self.units = one_variable(data, argument)
         read: Observed = read_series(data, Space({"time": len(times)}, {self.name: None}), argument)
         self.attrs = dict(read.attrs[self.name])
         self.axis = Steps(times[0], _step(times, argument))
@@ -251,7 +251,7 @@ class _Past:
         return with_leads(out, self.wanted, self.end).assign_attrs({"method": name, "seed": seed})
 
 
-def _name_and_units(data: Any, argument: str) -> tuple[str, str | None]:
+def one_variable(data: Any, argument: str) -> tuple[str, str | None]:
     """The one variable of the data, and its units where they are known."""
     import pandas as pd
     import xarray as xr
