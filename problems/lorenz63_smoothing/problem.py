@@ -235,6 +235,8 @@ NOTES = [
     "log p(x) above that of FFBS means increments that are too small, not better draws.",
     "EnKS knows the model and the learned prior does not. Where there are two modes EnKS, which knows Gaussians alone, fails: "
     "its draws are no trajectories of the system.",
+    "Of the learned prior's guided draws those whose misfit has a chi-square probability below 1e-6 are passed over, from a quarter "
+    "more than are shown: that takes the data alone. Where x is seen once, draws given z alone are weighed by its likelihood.",
     "FFBS has the right trajectories and, with so few particles, uncertain weights of the two modes; the exact weight is that of "
     "its draws and their mirror images by their likelihoods.",
 ]

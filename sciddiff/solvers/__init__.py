@@ -3,6 +3,7 @@
 from sciddiff.solvers.adaptive import Adaptive
 from sciddiff.solvers.base import Denoiser, Noiser, Progress, Solver, Step
 from sciddiff.solvers.inversion import generate, invert
+from sciddiff.solvers.langevin import AnnealedLangevin
 from sciddiff.solvers.likelihood import log_prob
 from sciddiff.solvers.moments import Drawing, Moments
 from sciddiff.solvers.ode import DPMSolver, Euler, Heun
@@ -14,6 +15,7 @@ __all__ = [
     "Adaptive",
     "AlongPath",
     "Ancestral",
+    "AnnealedLangevin",
     "Cosine",
     "DPMSolver",
     "Denoiser",
