@@ -1,7 +1,9 @@
 """Series that a prior makes up, and how good they are to train a forecaster on.
 
 The Linear Predictive Score of TSDiff (Kollovieh et al. 2023, arXiv 2307.11494, section 3.3) fits a ridge regression from context
-to horizon, ``B = argmin |Y - X B|^2 + a |B|^2``, on windows that were made up, and scores it on real ones. Windows of the same law
+to horizon, ``B = argmin |Y - X B|^2 + a |B|^2``, on windows that were made up, and scores it on real ones. The authors take
+``a = 1`` on scaled windows, and the weighted quantile loss of the point forecast, which is its sum of
+absolute errors over the sum of absolute values; the scores here are others, and not comparable with theirs. Windows of the same law
 as the real ones give the score that as many real ones would; a law without their dependence in time gives a worse one.
 It sees second moments alone: any law with the right means and covariances passes.
 """
@@ -34,7 +36,8 @@ class PredictiveScore:
 
     Attributes:
         crps: mean CRPS of its normal predictive law, with the residual sd of each lead in training, in the data's units.
-        mae: mean absolute error of its point forecast, which is the CRPS of a forecast without spread, as published.
+        mae: mean absolute error of its point forecast, which is the CRPS of a forecast without spread, in the data's units;
+            the authors divide it by the mean absolute value of the data.
     """
 
     crps: float
@@ -71,7 +74,8 @@ def linear_predictive_score(
         ridge: ``a``, in units of n times the mean variance of the context, so that it means the same at any n and scale.
 
     Raises:
-        InputError: on NaN, shapes that differ, a horizon that leaves no context, or fewer windows than a context has values.
+        InputError: on NaN, shapes that differ, a horizon that leaves no context, fewer windows than a context has values, or
+            windows that do not determine the regression: constant ones, and without a ridge those of dependent context values.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -107,16 +111,37 @@ def linear_predictive_score(
             got=f"{len(x)} windows",
             fix="draw more",
         )
+    if not np.ptp(x, 0).any() or not np.ptp(y, 0).all():
+        raise InputError(
+            "synthetic",
+            expected="windows that differ in their context and in every value that is forecast",
+            got="constant values",
+            fix="leave those out",
+        )
     centre, level = x.mean(0), y.mean(0)
     gram = (x - centre).T @ (x - centre)
     penalty = ridge * np.trace(gram) / len(gram)
-    coefficients = np.linalg.solve(gram + penalty * np.eye(len(gram)), (x - centre).T @ (y - level))
+    coefficients = _solved(gram + penalty * np.eye(len(gram)), (x - centre).T @ (y - level))
     residual = y - level - (x - centre) @ coefficients
     spread = np.sqrt((residual**2).sum(0) / (len(x) - x.shape[1] - 1))
     mean = level + (u - centre) @ coefficients
     return PredictiveScore(
         float(np.asarray(crps_normal(mean, spread, v)).mean()), float(np.abs(v - mean).mean())
     )
+
+
+def _solved(gram: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """The coefficients, where the context determines them."""
+    size = np.sqrt(np.diag(gram))
+    most = 1 / (len(gram) * np.finfo(gram.dtype).eps)
+    if not (size > 0).all() or np.linalg.cond(gram / np.outer(size, size)) > most:
+        raise InputError(
+            "synthetic",
+            expected="windows whose context varies in every direction, or a ridge",
+            got=f"a covariance of {len(gram)} context values that is singular",
+            fix="leave out constant values and copies of others, or give a ridge above 0",
+        )
+    return np.linalg.solve(gram, moments)
 
 
 def _windows(name: str, values: Any) -> np.ndarray:

@@ -24,20 +24,32 @@ def windows(prior, n, seed):
     return synthesise(prior, n, seed=seed)["x"]
 
 
+def by_cholesky(n, seed):
+    """Windows of the law of `law`, without a prior."""
+    times = np.arange(L)
+    root = np.linalg.cholesky(np.exp(-np.abs(times[:, None] - times) / 6.0))
+    return np.random.default_rng(seed).standard_normal((n, L)) @ root.T
+
+
 def test_windows_of_the_exact_prior_score_as_real_ones_do_in_expectation():
-    """Twelve pairs of training sets, scored on one real set: the mean difference is zero."""
-    real = windows(law(), 4000, 1)
-    pairs = np.array(
-        [
-            [
-                linear_predictive_score(windows(law(), 600, s), real, horizon=H).crps
-                for s in (2 * i + 10, 2 * i + 11)
-            ]
-            for i in range(12)
-        ]
-    )
-    difference = pairs[:, 0] - pairs[:, 1]
-    assert abs(difference.mean()) < 3.5 * difference.std(ddof=1) / np.sqrt(12)
+    """Pairs of training sets, of the prior and simulated without it, scored on one real set: the mean difference is zero."""
+    real, n = by_cholesky(4000, 1), 40
+    made = [linear_predictive_score(windows(law(), 600, s), real, horizon=H) for s in range(n)]
+    true = [linear_predictive_score(by_cholesky(600, 100 + s), real, horizon=H) for s in range(n)]
+    for name in ("crps", "mae"):
+        difference = np.array([getattr(a, name) - getattr(b, name) for a, b in zip(made, true, strict=True)])
+        error = difference.std(ddof=1) / np.sqrt(n)
+        assert abs(difference.mean()) < 3.5 * error
+        # so sharp that a law which is off by one percent of the score would show
+        assert error < 0.002 * getattr(true[0], name)
+
+
+def test_windows_of_the_exact_prior_have_its_second_moments():
+    """Covariances, which the score sees only by the forecast that they make, against those of the closed form."""
+    n, cov = 4000, np.exp(-np.abs(np.arange(L)[:, None] - np.arange(L)) / 6.0)
+    x = windows(law(), n, 5).values
+    assert (np.abs(x.mean(0)) < 4.5 / np.sqrt(n)).all()
+    assert (np.abs(x.T @ x / n - cov) < 4.5 * np.sqrt((1 + cov**2) / n)).all()
 
 
 def test_the_score_of_the_exact_law_is_that_of_the_best_forecast():
@@ -78,5 +90,18 @@ def test_what_cannot_be_scored_is_refused():
         linear_predictive_score(good, good, horizon=L)
     with pytest.raises(InputError, match="draw more"):
         linear_predictive_score(good[:8], good, horizon=H)
+    still, twice = np.full_like(good, 0.1), np.concatenate([good[:, :1], good], 1)
+    ended = np.concatenate([good[:, :-1], still[:, :1]], 1)
+    begun = np.concatenate([still[:, :1], good[:, 1:]], 1)
+    for bad, ridge, word in (
+        (still, 1e-3, "constant"),
+        (still, 0.0, "constant"),
+        (ended, 1e-3, "constant"),
+        (twice, 0.0, "singular"),
+    ):
+        with pytest.raises(InputError, match=word):
+            linear_predictive_score(bad, bad, horizon=H, ridge=ridge)
+    for fair, ridge in ((twice, 1e-3), (begun, 1e-3)):
+        assert np.isfinite(linear_predictive_score(fair, fair, horizon=H, ridge=ridge).crps)
     with pytest.raises(InputError, match="ridge"):
         linear_predictive_score(good, good, horizon=H, ridge=-1.0)
