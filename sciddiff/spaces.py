@@ -190,7 +190,7 @@ class Space:
                 got=f"{int(bad.sum())} NaN or infinite of {values.size} values",
                 fix=advice,
             )
-        out = torch.tensor(values, dtype=dtype, device=device)
+        out = torch.tensor(np.ascontiguousarray(values), dtype=dtype, device=device)
         if bool(out.isinf().any()):
             raise InputError(
                 argument,

@@ -401,6 +401,12 @@ def test_a_model_without_labels_takes_labelled_data_in_regular_order_alone():
         law.given(dated, operator(), errors()).posterior.observations[0].y,
         law.given(y, operator(), errors()).posterior.observations[0].y,
     )
+    # without labels an array is taken as it lies, backwards too
+    turned = law.given(dated.drop_vars("time")[::-1], operator(), errors())
+    np.testing.assert_array_equal(
+        turned.posterior.observations[0].y,
+        law.given(y[::-1].copy(), operator(), errors()).posterior.observations[0].y,
+    )
     for bad in (dated[::-1], dated.assign_coords(time=[0, 1, 2, 3, 4, 6])):
         with pytest.raises(InputError, match="`y`"):
             law.given(bad, operator(), errors())
