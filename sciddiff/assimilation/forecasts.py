@@ -75,8 +75,9 @@ def forecast(
     and a history that ends with NaN only has later leads. NaN and absent times in the history are gaps.
 
     Under a network the default method takes the covariance of the Gaussian that was fitted with it. One without (no
-    ``prior.gaussian``) has `MMPS` take "unit", which knows nothing of how the times hang together, and draws can be far
-    off in mean and spread though the diagnosis is "ok": pass ``method=MMPS("guarded")``, or train with a Gaussian.
+    ``prior.gaussian``) has `MMPS` take "unit", which knows nothing of how times hang together: draws can be far off in
+    mean and spread though the diagnosis is "ok". Train with a Gaussian, the default of `train`; without it
+    ``method=MMPS(covariance="guarded")`` is better, yet not exact.
 
     Args:
         prior: over a window, with a dim "time" of dates, numbers or unlabelled steps; or one with ``at(times)``.
@@ -173,7 +174,7 @@ def impute(
     given the draw's own path up to where it begins to be new, and all that was seen behind that; of its new values those
     are kept that have ``context`` times with observations behind them in the window, or as many as there are. A gap must
     therefore fit into a window with at least one observation behind it. Noisy values are then drawn anew by ``sweeps``.
-    Under a network that has no Gaussian pass ``method=MMPS("guarded")``, see `forecast`.
+    Under a network that has no Gaussian the default method can be far off, see `forecast`.
 
     Args:
         prior: as in `forecast`.

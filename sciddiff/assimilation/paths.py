@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sciddiff.methods import Method
 
-__all__ = ["AnyTimes", "Known", "Path"]
+__all__ = ["AnyTimes", "Known", "Path", "seasonal_mean"]
 
 _DEFAULT_NOISE = 0.01
 # sds, in units of the scale, of values that are known exactly: a draw's own past, and covariates
@@ -135,7 +135,7 @@ class Path:
         labels, drivers = self.axis.times(start, start + self.length - 1), self.known.drivers
         if self.law is not None:
             return self.law.at(labels)
-        at: Any = self.prior.relabel(at_times(self.prior.space, labels), _seasonal_mean(self.prior, labels))
+        at: Any = self.prior.relabel(at_times(self.prior.space, labels), seasonal_mean(self.prior, labels))
         if drivers is not None and drivers.told:
             rows = np.searchsorted(drivers.numbers, np.arange(start, start + self.length))
             dim = drivers.values.ndim - len(at.space.grid) + at.space.dims.index("time")
@@ -190,7 +190,7 @@ class Path:
         return out  # type: ignore[no-any-return]
 
 
-def _seasonal_mean(prior: Prior, labels: np.ndarray) -> torch.Tensor | None:
+def seasonal_mean(prior: Prior, labels: np.ndarray) -> torch.Tensor | None:
     """The prior's mean on other dates: its mean of each calendar month; None where it has no season."""
     if prior.season is None:
         return None
