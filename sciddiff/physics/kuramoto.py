@@ -30,6 +30,10 @@ class KuramotoSivashinsky(System):
     that the grid would mistake for others (aliases) are left out (the two-thirds rule of Orszag 1971, "On the
     elimination of aliasing in finite-difference schemes by filtering high-wavenumber components").
 
+    The step is of order four as it becomes short beside the fastest damping, which on the default grid is ``exp(-6900 t)``.
+    At steps in use the order is lower, as that of any such scheme on a stiff equation: on the attractor of the default system
+    halving the step divided the error after two units of time by 2^3.15 at ``dt=0.25`` and by 2^3.53 at ``dt=0.025``.
+
     Args:
         sites: points of the grid, at least 8. The dissipation wants about one per unit of length, and more do not hurt.
         length: of the ring. Chaos is the rule from 22 on, where a Lyapunov time is some 20 units of time, with

@@ -45,6 +45,7 @@ def order(coarse, middle, fine):
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)
 def test_every_step_converges_at_order_four(system):
+    # as steps become short: the field of SYSTEMS is small and early, that of the default is below
     smooth = simulate(system, start(system), 40)[:, -1]
     dt = {"FitzHughNagumo": 1.0, "KuramotoSivashinsky": 0.025}.get(type(system).__name__, 0.02)
     runs = []
@@ -193,6 +194,15 @@ def test_a_small_wave_grows_at_its_linear_rate(mode):
     grown = simulate(system, u[None], 8)[0, -1]
     rate = k**2 - k**4
     torch.testing.assert_close(grown, u * math.exp(2 * rate), rtol=1e-6, atol=1e-22)
+
+
+@pytest.mark.parametrize(("dt", "low", "high"), [(0.25, 2.7, 3.7), (0.025, 3.2, 3.9)])
+def test_the_default_field_converges_more_slowly_than_at_order_four(dt, low, high):
+    # stiff damping takes part of the order at steps in use; on the attractor, over two units of time
+    system = KuramotoSivashinsky()
+    u, steps = simulate(system, 0.1 * start(system, rows=8), 600)[:, -1], round(2.0 / dt)
+    runs = [simulate(KuramotoSivashinsky(dt=dt / n), u, steps * n)[:, -1] for n in (1, 2, 4)]
+    assert low < order(*runs) < high
 
 
 def test_fields_in_uniform_motion_are_the_same_fields():
