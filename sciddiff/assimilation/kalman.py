@@ -1,7 +1,12 @@
 """Linear Gaussian models in closed form: ``x_{k+1} = A x_k + b + N(0, Q)``, ``y_k = H x_k + N(0, R)``, everything Gaussian.
 
-Filter, smoother and likelihood are those of statsmodels, which takes missing values as they come; trajectories are then
-drawn backwards, ``x_k | x_{k+1}, y_{1:k} ~ N(m_k + G_k (x_{k+1} - m_{k+1}^-), P_k - G_k P_{k+1}^- G_k^T)``, all draws at once.
+Filter, smoother and likelihood are those of statsmodels, which takes missing values as they come. Trajectories are drawn by
+the simulation smoother of Durbin and Koopman (2002), which inverts the covariances of data alone, never those of states: a
+simulated trajectory less its own smoothed mean has the law of ``x - E[x | y]``. With ``e_k`` the error of the forecast of it,
+
+    v_k = H e_k + N(0, R),  e_{k+1} = A (e_k - P_k^- H^T F_k^{-1} v_k) + N(0, Q),  F_k = H P_k^- H^T + R,
+
+and going back ``r_k = A^T r_{k+1} + H^T F_k^{-1} (v_k - H P_k^- A^T r_{k+1})``, it is ``e_k - P_k^- r_k``.
 """
 
 from __future__ import annotations
@@ -67,11 +72,11 @@ class _LinearGaussian(AssimilationMethod):
         work.notes["log_evidence"] = evidence[0] if work.assimilation.batch is None else evidence
         return found
 
-    def white(self, work: Work) -> torch.Tensor:
-        """Standard normals ``(cases, times, n, d)``; those of draw i and case c depend on (seed, c, i)."""
+    def white(self, work: Work, *, data: int = 0) -> torch.Tensor:
+        """Standard normals ``(cases, times, n, d + data)``; those of draw i and case c depend on (seed, c, i)."""
         rows = [(case, draw) for case in range(work.cases) for draw in range(work.n)]
         streams = Streams(work.seed, [i for _, i in rows], [c for c, _ in rows], purpose="kalman")
-        white = streams.normal((work.times, work.model.space.size), dtype=torch.float64)
+        white = streams.normal((work.times, work.model.space.size + data), dtype=torch.float64)
         return white.reshape(work.cases, work.n, *white.shape[1:]).transpose(1, 2)
 
     def shaped(self, work: Work, x: torch.Tensor) -> torch.Tensor:
@@ -100,18 +105,22 @@ class Kalman(_LinearGaussian):
     law: ClassVar[str] = "smoothing"
 
     def draw(self, work: Work) -> torch.Tensor:
-        """The last state, then each one before it given the next."""
-        transition, white = _transition(work.model)[0], self.white(work)
-        out = []
-        for moments, z in zip(self.moments(work), white, strict=True):
-            x = [moments.filter_mean[-1] + z[-1] @ _root(moments.filter_covariance[-1]).T]
-            for k in range(work.times - 2, -1, -1):
-                cov, after = moments.filter_covariance[k], moments.forecast_covariance[k + 1]
-                gain = cov @ transition.T @ _inverse(after)
-                mean = moments.filter_mean[k] + (x[-1] - moments.forecast_mean[k + 1]) @ gain.T
-                x.append(mean + z[k] @ _root(cov - gain @ after @ gain.T, cov).T)
-            out.append(torch.stack(x[::-1]))
-        return self.shaped(work, torch.stack(out))
+        """The smoothed mean, and a simulated departure from it."""
+        known = [_observations(work.assimilation, case) for case in range(work.cases)]
+        white = self.white(work, data=known[0][2].shape[1])
+        x = [
+            moments.mean[:, None] + _departures(work.model, moments, data, z)
+            for moments, data, z in zip(self.moments(work), known, white, strict=True)
+        ]
+        return self.shaped(work, torch.stack(x))
+
+    def references(self) -> list[str]:
+        """The smoother's, and that of the draws."""
+        return [
+            *super().references(),
+            "@article{durbin2002simple, title={A simple and efficient simulation smoother for state space time series analysis}, "
+            "author={Durbin, J. and Koopman, S. J.}, journal={Biometrika}, volume={89}, number={3}, pages={603--616}, year={2002}}",
+        ]
 
 
 @final
@@ -189,6 +198,38 @@ def kalman_moments(assimilation: Assimilation, case: int = 0) -> KalmanMoments:
         _times_first(found.smoothed_state_cov),
         float(found.llf),
     )
+
+
+def _departures(
+    model: StateSpaceModel,
+    moments: KalmanMoments,
+    data: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    white: torch.Tensor,
+) -> torch.Tensor:
+    """Draws of ``x - E[x | y]``, ``(times, n, d)``, of white noise ``(times, n, d + m)``; see the module."""
+    (design, errors, y), transition, d = data, _transition(model)[0], model.space.size
+    assert isinstance(model.initial, GaussianPrior)  # misfit
+    root, spread = _root(_matrix(model.initial.physical_covariance)), _root(errors)
+    e, forward = white[0, :, :d] @ root.T, []
+    root = torch.zeros_like(root) if model.covariance is None else _root(_matrix(model.covariance))
+    for k, covariance in enumerate(moments.forecast_covariance):
+        # values that were not seen become errors of variance 1 without a state, which say nothing
+        seen = y[k].isfinite()
+        h = design * seen[:, None]
+        v = e @ h.T + white[k, :, d:] @ spread.T * seen
+        noise = torch.where(seen[:, None] & seen, errors, torch.eye(len(seen), dtype=torch.float64))
+        inverse = _inverse(h @ covariance @ h.T + noise)
+        forward.append((e, h, v, inverse))
+        if k + 1 < len(white):
+            e = (e - v @ inverse @ h @ covariance) @ transition.T + white[k + 1, :, :d] @ root.T
+    out, r = [], torch.zeros_like(e)
+    for (e, h, v, inverse), covariance in zip(
+        reversed(forward), reversed(moments.forecast_covariance), strict=True
+    ):
+        r = r @ transition
+        r = r + (v - r @ covariance @ h.T) @ inverse @ h
+        out.append(e - r @ covariance)
+    return torch.stack(out[::-1])
 
 
 def linear_gaussian_misfit(assimilation: Assimilation) -> str | None:
@@ -277,12 +318,9 @@ def _times_first(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0), dtype=np.float64))
 
 
-def _root(matrix: torch.Tensor, whole: torch.Tensor | None = None) -> torch.Tensor:
-    """``S`` with ``S S^T`` the matrix, which rounding may have made slightly indefinite.
-
-    ``whole`` is the covariance whose remainder the matrix is, of a size that its rounding is small beside.
-    """
-    scale = _scale(matrix if whole is None else whole)
+def _root(matrix: torch.Tensor) -> torch.Tensor:
+    """``S`` with ``S S^T`` the matrix, which rounding may have made slightly indefinite; the same in all units."""
+    scale = _scale(matrix)
     values, vectors = torch.linalg.eigh(_without_units(matrix, scale))
     # the symmetric root, which no sign of an eigenvector changes
     root: torch.Tensor = scale[..., None] * (
@@ -292,10 +330,10 @@ def _root(matrix: torch.Tensor, whole: torch.Tensor | None = None) -> torch.Tens
 
 
 def _inverse(matrix: torch.Tensor) -> torch.Tensor:
-    """The inverse of a covariance where it has one, on its range otherwise, the same in all units."""
+    """The inverse of a positive definite covariance, the same in all units."""
     scale = _scale(matrix)
-    inverse: torch.Tensor = torch.linalg.pinv(_without_units(matrix, scale), hermitian=True)
-    inverse = inverse / scale[:, None] / scale
+    factor = torch.linalg.cholesky(_without_units(matrix, scale))
+    inverse: torch.Tensor = torch.cholesky_inverse(factor) / scale[:, None] / scale
     return inverse
 
 

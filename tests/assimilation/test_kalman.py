@@ -88,6 +88,36 @@ def test_a_model_without_error_is_drawn_along_its_own_path():
     assert float(x[:, 0].std(0).min()) > 1e-3
 
 
+def diffusing(rate: float, *, noise: float | None = None) -> Assimilation:
+    """Heat on a ring whose modes are forgotten, or grow, and data of all sites at most times."""
+    size, times = 12, 30
+    space = sd.Space({"site": size})
+    eye = torch.eye(size, dtype=torch.float64)
+    step = rate * (0.6 * eye + 0.2 * eye.roll(1, 0) + 0.2 * eye.roll(-1, 0))
+    law = StateSpaceModel(
+        lambda x: x @ step.T,
+        sd.GaussianPrior(space, sd.covariance.white((size,))),
+        space=space,
+        noise=noise if noise is None else sd.noise.Gaussian(noise),
+        times=times,
+    )
+    y = np.sin(np.arange(times * size)).reshape(times, size)
+    y[::4], y[1, :5] = np.nan, np.nan
+    return law.given(y, sd.operators.Identity(space), sd.noise.Gaussian(0.5))
+
+
+@pytest.mark.parametrize(("rate", "noise"), [(1.0, None), (1.0, 1e-8), (1.0, 1e-3), (1.5, None), (1.5, 0.1)])
+def test_draws_have_the_smoothers_variances_where_the_model_forgets_or_grows_with_little_noise(rate, noise):
+    seen, n = diffusing(rate, noise=noise), 1000
+    exact, x = kalman_moments(seen), seen.sample(n, Kalman(), seed=0)["x"].values
+    variance = exact.covariance.diagonal(dim1=1, dim2=2).numpy()
+    assert (np.abs(x.var(0, ddof=1) / variance - 1) < 4.5 * math.sqrt(2 / n)).all()
+    assert (np.abs(x.mean(0) - exact.mean.numpy()) < 4.5 * np.sqrt(variance / n)).all()
+    if noise is None:
+        there = seen.model.advance(torch.from_numpy(x[:, :-1])).numpy()
+        assert np.abs(there - x[:, 1:]).max() < 1e-8 * np.abs(x).max()
+
+
 @pytest.mark.parametrize("method", [Kalman(), KalmanFilter(), Weak4DVar()])
 def test_a_draw_depends_on_its_seed_and_number_alone(method):
     few, many = (assimilation().sample(n, method, seed=3)["x"].values for n in (2, 5))
