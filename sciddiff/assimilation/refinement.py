@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
+from sciddiff.assimilation.paths import seasonal_mean
+from sciddiff.assimilation.series import at_times
 from sciddiff.errors import DivergenceError, InputError
 from sciddiff.posterior import check_count
 from sciddiff.random import Streams, check_seed
-from sciddiff.spaces import Space
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -251,14 +252,7 @@ def _window(prior: Prior, forecast: Any, history: Any) -> tuple[np.ndarray, np.n
 
 def _placed(prior: Prior, times: np.ndarray) -> Prior:
     """The prior with the labels of a window, and the mean of its months where it has a season."""
-    (name,) = prior.space.variables
-    space = Space({"time": times}, {name: prior.space.variables[name].units})
-    if prior.season is None:
-        return prior.relabel(space)
-    import pandas as pd
-
-    months = torch.as_tensor(pd.DatetimeIndex(times).month.to_numpy() - 1)
-    return prior.relabel(space, prior.season[months].reshape(space.shape))
+    return prior.relabel(at_times(prior.space, times), seasonal_mean(prior, times))
 
 
 def _number(name: str, value: object, *, positive: bool) -> None:
