@@ -410,6 +410,20 @@ def test_variances_of_very_different_size_survive_a_change_of_units():
     close(c.variance(), np.diag(matrix) * units**2)
 
 
+@pytest.mark.parametrize("units", [(500.0, 1e-5, 3.0), (1e-9, 1e5, 1.0), (1e-6, 1e-3, 1e4)])
+def test_the_rank_of_a_dense_covariance_does_not_depend_on_units(units):
+    s = np.array(units)
+    correlations = np.array([[1.0, 0.5, 0.2], [0.5, 1.0, -0.3], [0.2, -0.3, 1.0]])
+    c = cov.dense(correlations * np.outer(s, s))
+    assert c.rank == 3
+    assert math.isclose(c.logdet, np.linalg.slogdet(correlations)[1] + 2 * np.log(s).sum(), rel_tol=1e-9)
+    # each value with its own digits, not those of the largest
+    close(matrix_of_any(c) / np.outer(s, s), correlations, 1e-6)
+    # the same with the last value a sum of the others, of rank two
+    mix = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]) * s
+    assert cov.dense(mix.T @ mix).rank == 2
+
+
 def matrix_of_any(c: cov.Covariance) -> np.ndarray:
     n = math.prod(c.shape)
     return flat(c.apply(torch.eye(n, dtype=torch.float64).reshape(n, *c.shape)), c)

@@ -76,7 +76,8 @@ def diagonal(variances: Any) -> Eigen:
 def dense(matrix: Any, shape: Sequence[int] | None = None, *, tolerance: float = 1e-12) -> Eigen:
     """A full covariance matrix ``(size, size)``, possibly rank-deficient.
 
-    Eigenvalues below ``tolerance`` times the largest count as zero.
+    Directions below ``tolerance`` of the variance count as zero: there are as many of them as eigenvalues below
+    ``tolerance`` times the largest of the correlations, so that a value in small units is not taken for a constant.
 
     Raises:
         InputError: if it is not square, symmetric and positive semi-definite, or has over 8192 rows.
@@ -114,8 +115,30 @@ def dense(matrix: Any, shape: Sequence[int] | None = None, *, tolerance: float =
         )
     variance = values.diagonal()
     uneven = bool((variance < 1e-4 * variance.max()).any())
+    if uneven and (found := _uneven(values, tolerance)) is not None:
+        return Eigen(Full(shape, found[1]), found[0], values)
     kept = torch.where(eigenvalues > tolerance * top, eigenvalues, 0.0)
     return Eigen(Full(shape, vectors), kept, values if uneven else None)
+
+
+def _uneven(matrix: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Eigenvalues and eigenvectors where variances are of very different size; the rank is that of the correlations.
+
+    By the singular values of ``S R``, ``S`` the standard deviations and ``R`` a root of the correlations, whose large rows
+    come first: rounding is then of the size of each row. None where the correlations are those of rounding.
+    """
+    scale = matrix.diagonal().clamp_min(0).sqrt()
+    units = torch.where(scale > 0, scale, 1.0)
+    values, basis = torch.linalg.eigh(matrix / units[:, None] / units)
+    if float(values[0]) < -1e-8 * float(values[-1]):
+        return None
+    values = torch.where(values > tolerance * values[-1], values, 0.0)
+    order = units.argsort(descending=True)
+    left, singular, _ = torch.linalg.svd((units[:, None] * basis * values.sqrt())[order])
+    vectors = torch.empty_like(left)
+    vectors[order] = left
+    singular[int((values > 0).sum()) :] = 0.0
+    return singular.square(), vectors
 
 
 def kernel(function: Callable[[np.ndarray], np.ndarray], points: Any) -> Eigen:
