@@ -1,7 +1,7 @@
 """More that the same prior over windows is asked: events, months that were missed, and two years ahead.
 
-None of it is trained for: an event is counted among the draws, a missing month is not observed, and two years are two
-windows one behind the other.
+None of it is trained for: an event is counted among the draws, a missing month is not observed, and two years are drawn
+window by window.
 """
 
 from __future__ import annotations
