@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import sciddiff as sd
 from sciddiff.bench.catalog import definition
+from sciddiff.errors import ConvergenceError
 
 zero_shot = definition("zero_shot")
 families, real = zero_shot.families, zero_shot.real
@@ -94,13 +97,43 @@ def test_the_seasonal_naive_forecast_is_the_value_a_period_ago():
     draws = real.seasonal_naive(steady, [120, 125], 24, 60, 7, seed=0)
     for k, o in enumerate((120, 125)):
         np.testing.assert_allclose(draws[:, k], np.tile(values.to_numpy()[o : o + 24], (7, 1)))
-    walk = pd.Series(np.cumsum(np.ones(240)), values.index)
-    spread = real.seasonal_naive(real.Real("walk", "1", walk, 1, (1, 0, 0)), [200], 9, 60, 20_000, seed=0)[
-        :, 0
-    ]
-    # steps of 1: the errors of the rule are 1, and add up as those of a random walk
-    np.testing.assert_allclose(spread.std(0), np.sqrt(np.arange(1, 10)), rtol=4.5 / np.sqrt(40_000))
-    np.testing.assert_allclose(spread.mean(0), 200.0, atol=4.5 * 3 / np.sqrt(20_000))
+    line = real.Real("line", "1", pd.Series(np.arange(240.0), values.index), 1, (1, 0, 0))
+    # steps of 1: the rule was off by as many as it looks ahead
+    np.testing.assert_allclose(
+        real.seasonal_naive(line, [200], 9, 60, 5, seed=0)[:, 0], np.tile(np.arange(200.0, 209), (5, 1))
+    )
+
+
+def test_the_rival_on_the_gdp_goes_on_with_a_straight_line():
+    gdp = next(r for r in real.series() if r.name == "GDP")
+    errors = np.random.default_rng(0).standard_normal(80) * 0.01
+    line = pd.Series(0.5 * np.arange(80) + errors.cumsum(), gdp.values.index[:80])
+    ahead = real.sarimax(replace(gdp, values=line), [80], 12, 400, seed=0)[:, 0]
+    # a walk about the line, of which the slope is known to .01/sqrt(80)
+    leads = np.arange(1, 13)
+    limit = 4.5 * 0.01 * np.sqrt(leads + leads**2 / 80 + 2)
+    assert (np.abs(ahead.mean(0) - line.iloc[-1] - 0.5 * leads) < limit).all()
+
+
+def test_a_sarimax_that_is_not_fitted_is_refused(monkeypatch):
+    from statsmodels.tsa.statespace.sarimax import SARIMAX
+
+    fit = SARIMAX.fit
+    monkeypatch.setattr(SARIMAX, "fit", lambda self, **settings: fit(self, disp=0, maxiter=1))
+    nile = next(r for r in real.series() if r.name == "Nile")
+    with pytest.raises(ConvergenceError, match="Nile"):
+        real.sarimax(nile, [60], 12, 3, seed=0)
+
+
+def test_the_interval_of_a_ratio_is_that_of_its_origins():
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((400, 12))
+    near, far = (s * rng.standard_normal((20, 400, 12)) for s in (1.0, 3.0))
+    ratio, low, high = zero_shot.ratio_interval(near, rng.standard_normal(near.shape), truth, 30.0)
+    assert low < ratio < high and abs(ratio - 1) < 3 * (high - low) < 0.3
+    ratio, low, high = zero_shot.ratio_interval(far, near, truth, 1.0)
+    # E|s u - y| - s E|u - u'|/2 of normal values, over its value at s = 1
+    assert low < ratio < high and abs(ratio - (np.sqrt(20) - 3)) < 3 * (high - low) < 0.5
 
 
 def test_the_problem_is_in_the_units_of_the_series():
