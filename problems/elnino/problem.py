@@ -244,7 +244,9 @@ def run(*, seed: int = 0, progress: bool | None = None) -> Result:
     paths = baselines.autoregression_paths(sst, samples=SAMPLES, seed=seed)
     brier, events = tasks.event_table({"AR(3)": paths} | {f"{n} prior": d for n, d in draws.items()}, sst)
     holed = missing_months(priors["network"], sst, seed=seed, progress=progress)
-    far_draws = {f"{n} prior, window by window": tasks.two_years(p, sst, seed=seed) for n, p in priors.items()}
+    far_draws = {
+        f"{n} prior, window by window": tasks.two_years(p, sst, seed=seed) for n, p in priors.items()
+    }
     far, far_rows = tasks.far_table(far_draws, sst)
     metrics: dict[str, Metric] = {}
     for name, key in (("fitted Gaussian", "gaussian"), ("network", "network")):
