@@ -74,8 +74,8 @@ axes[0].set_ylabel("sst [°C]")
 # %% [markdown]
 # ## A forecast
 #
-# In April 1997 the sea was 1.4 °C warmer than in the Aprils of the training years. `sd.forecast` lays the window so that
-# it ends twelve months ahead, and masks what has not been seen yet.
+# In April 1997 the sea was 1.4 °C warmer than in the Aprils of the training years. `sd.forecast` draws
+# the last window of the history, and goes on from there given its last twelve months.
 
 # %%
 history = sst.sel(time=slice(None, "1997-04"))
