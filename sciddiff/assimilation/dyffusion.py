@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sciddiff.assimilation.emulators import (
     Rollout,
+    check_jitter,
     identity_of,
     interval_of,
     make_surrogate,
@@ -226,6 +227,7 @@ def train_dyffusion(
     Raises:
         InputError: on data or settings that do not fit.
     """
+    check_jitter(jitter)
     if check_count("horizon", horizon) < 2:
         raise InputError("horizon", expected="at least 2", got=horizon, fix="take more leads in a window")
     runs = Runs(
@@ -241,6 +243,10 @@ def train_dyffusion(
     between = make_surrogate(network, settings, runs.space, 2, dropout, seed)
     jump = make_surrogate(network, settings, runs.space, 1, 0.0, seed)
     of_each = (steps, steps) if isinstance(steps, int) else tuple(steps)
+    if len(of_each) != 2:
+        raise InputError(
+            "steps", expected="a number, or one for each of two networks", got=steps, fix="pass (3000, 1000)"
+        )
     history = {}
 
     def train(

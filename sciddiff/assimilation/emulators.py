@@ -7,6 +7,7 @@ What reaches beyond a window goes on from each draw's own last state.
 from __future__ import annotations
 
 import json
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -364,6 +365,7 @@ def train_autoregressive(
         dtype=torch.float32,
     )
     step = make_surrogate(network, settings, runs.space, 1, dropout, seed)
+    check_jitter(jitter)
 
     def loss(step: Surrogate, k: int) -> Tensor:
         z = runs.windows(k)
@@ -435,6 +437,15 @@ def make_surrogate(
         sizes = {"channels": channels, "dimensions": len(space.grid), "seed": seed}
         made = networks.build(network, {**sizes, **(settings or {})})
     return Surrogate(made, space, inputs=inputs, dropout=dropout)
+
+
+def check_jitter(jitter: object) -> None:
+    """Refuse what is no standard deviation."""
+    good = isinstance(jitter, (int, float)) and not isinstance(jitter, bool) and 0 <= jitter < math.inf
+    if not good:
+        raise InputError(
+            "jitter", expected="a standard deviation from 0", got=repr(jitter), fix="0 adds no noise"
+        )
 
 
 def plan_of(steps: int, batch: int, learning_rate: float, seed: int) -> Plan:

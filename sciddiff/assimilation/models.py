@@ -363,12 +363,12 @@ class Assimilation:
         )
         return as_states(values if batch_dim else values[None], operator.codomain)
 
-    def sample(self, n: int, method: AssimilationMethod, *, seed: int) -> xr.Dataset:
+    def sample(self, n: int, method: AssimilationMethod | None = None, *, seed: int) -> xr.Dataset:
         """Draw states given the data.
 
         Args:
             n: number of draws.
-            method: how, for example `FFBS(particles=4096)` or `ETKF()`.
+            method: how, for example `FFBS(particles=4096)` or `ETKF()`; there is no default, since none fits most models.
             seed: see the method for whether its draws depend on one another; cases do not.
 
         Returns:
@@ -385,7 +385,7 @@ class Assimilation:
         check_count("n", n)
         work, started = self.work(n, method, seed), time.perf_counter()
         with torch.inference_mode(False), torch.no_grad():
-            x = method.draw(work)
+            x = work.method.draw(work)
         seconds = time.perf_counter() - started
         out = self._labelled(x, "sample")
         diagnosis = "; ".join(work.warnings) or "ok"
@@ -393,7 +393,7 @@ class Assimilation:
         report(diagnosis)
         return out
 
-    def moments(self, n: int, method: Filter, *, seed: int) -> xr.Dataset:
+    def moments(self, n: int, method: Filter | None = None, *, seed: int) -> xr.Dataset:
         """Mean and standard deviation of a filter at every time, without keeping its members: for long runs.
 
         Args:
@@ -441,7 +441,7 @@ class Assimilation:
         name, labels = self.batch
         return self.model.dataset(x, [dim, name], None if labels is None else {name: labels})
 
-    def work(self, n: int, method: AssimilationMethod, seed: int) -> Work:
+    def work(self, n: int, method: AssimilationMethod | None, seed: int) -> Work:
         """Check a method against the model and the data, and open a run of it."""
         check_seed(seed)
         if not isinstance(method, AssimilationMethod):

@@ -62,10 +62,12 @@ def quantile_frame(draws: xr.Dataset, levels: Sequence[float] = (0.05, 0.5, 0.95
             got=list(getattr(draws, "dims", ())) or type(draws).__name__,
             fix="pass the result of forecast or impute",
         )
-    chosen = np.asarray(levels, dtype=float).reshape(-1)
-    if chosen.size == 0 or not ((chosen >= 0) & (chosen <= 1)).all():
+    given = np.asarray(levels).reshape(-1)
+    chosen = given.astype(float) if given.dtype.kind in "iuf" else np.empty(0)
+    good = chosen.size > 0 and bool(((chosen >= 0) & (chosen <= 1)).all())
+    if not good or len(np.unique(chosen)) < len(chosen):
         raise InputError(
-            "levels", expected="levels from 0 to 1", got=levels, fix="0.95 is the 95th percentile"
+            "levels", expected="different levels from 0 to 1", got=levels, fix="0.95 is the 95th percentile"
         )
     found = draws.quantile(chosen, "sample")
     columns: dict[tuple[Any, ...], np.ndarray] = {}

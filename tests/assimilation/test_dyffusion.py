@@ -382,3 +382,11 @@ def test_a_forecast_that_blows_up_says_so():
     model = Dynamics(lambda x: x**3, sd.Space({"x": 1}))
     with pytest.raises(DivergenceError, match="1 of 2 forecasts"):
         model.forecast([[1e9], [0.1]], steps=9, samples=1, seed=0, batch_dim="case")
+
+
+@pytest.mark.parametrize("bad", [{"steps": (1,)}, {"jitter": -1.0}, {"jitter": float("nan")}])
+def test_settings_of_a_training_are_refused_before_it(bad):
+    runs = torch.zeros(4, 6, 3).normal_(generator=torch.Generator().manual_seed(0)).numpy()
+    space = sd.Space({"time": 6, "site": 3})
+    with pytest.raises(InputError, match="expected"):
+        train_dyffusion(runs, space, horizon=2, **{"steps": 2, "seed": 0, "network": "mlp"} | bad)

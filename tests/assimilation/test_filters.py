@@ -471,3 +471,13 @@ def test_attrs_say_what_was_done():
     assert draws.sizes["sample"] == 6
     assert isinstance(ETKF().kind(), SquareRoot)
     assert isinstance(LETKF().kind(), LocalSquareRoot)
+
+
+@pytest.mark.parametrize("draw", ["sample", "moments"])
+def test_a_call_without_a_method_is_told_which_to_take(draw):
+    space = sd.Space({"site": 2})
+    start = sd.GaussianPrior(space, sd.covariance.white((2,)))
+    model = StateSpaceModel(lambda x: 0.9 * x, start, space=space, noise=sd.noise.Gaussian(0.1), times=3)
+    given = model.given(np.zeros((3, 2)), sd.operators.Identity(space), sd.noise.Gaussian(0.1))
+    with pytest.raises(sd.errors.InputError, match="ETKF"):
+        getattr(given, draw)(5, seed=0)

@@ -343,3 +343,10 @@ def test_a_frame_of_sites_is_one_variable_on_two_dims():
     assert quantile_frame(ahead.to_dataset()).columns.names == ["variable", "site", "quantile"]
     with pytest.raises(InputError, match="site"):
         sd.forecast(prior, frame[["buoy", "pier"]], horizon=2, seed=0)
+
+
+@pytest.mark.parametrize("levels", ["a", [0.5, 0.5], [1.5], []])
+def test_levels_that_are_no_levels_are_refused(levels):
+    draws = xr.Dataset({"t": (("sample", "time"), np.zeros((3, 2)))})
+    with pytest.raises(InputError, match="levels"):
+        quantile_frame(draws, levels)
