@@ -126,6 +126,7 @@ def train(
         DivergenceError: if the loss is no longer finite.
 
     Example:
+        >>> import numpy as np
         >>> data = np.random.Generator(np.random.Philox(0)).normal([[-1.0, 1.0]], 0.1, (64, 2))
         >>> prior = train(data, Space({"i": 2}), network="mlp", settings={"width": 8, "depth": 1}, steps=9, seed=0)
         >>> prior.sample(4, seed=0)["x"].shape
