@@ -230,7 +230,10 @@ class Autoregressive(Rollout):
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """Of the network."""
+        """Of the network.
+
+        :meta private:
+        """
         return next(self.network.network.parameters()).dtype
 
     def advance(self, x: Tensor, streams: Streams) -> Tensor:
@@ -277,7 +280,10 @@ class WindowDiffusion(Emulator):
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """Of the prior."""
+        """Of the prior.
+
+        :meta private:
+        """
         return self.prior.dtype
 
     def paths(
