@@ -796,6 +796,56 @@ FAULTS = [
         "np.linalg.norm(pool.values / pool.scale - points, axis=-1)",
         "tests/diagnostics/test_calibration.py",
     ),
+    # series and data assimilation
+    Fault(
+        "filters: the ensembles' inflation halved in its effect",
+        "assimilation/filters.py",
+        "torch.lerp(x.mean(1, keepdim=True), x, factor)",
+        "torch.lerp(x.mean(1, keepdim=True), x, 1 + (factor - 1) / 2)",
+        "tests/assimilation/test_filters.py",
+    ),
+    Fault(
+        "models: twice the model noise in forecasts",
+        "assimilation/base.py",
+        "x + covariance.sqrt(streams.normal(shape, dtype=x.dtype, device=x.device))",
+        "x + 2 * covariance.sqrt(streams.normal(shape, dtype=x.dtype, device=x.device))",
+        "tests/assimilation/test_filters.py",
+    ),
+    Fault(
+        "FFBS: half of the transition's exponent",
+        "assimilation/particles.py",
+        "bias = (ensemble.log_weights - 0.5 * mean.square().sum(2))[:, None]",
+        "bias = (ensemble.log_weights - 0.25 * mean.square().sum(2))[:, None]",
+        "tests/assimilation/test_filters.py",
+    ),
+    Fault(
+        "events: the error of a share doubled",
+        "assimilation/events.py",
+        "error = math.sqrt(p * (1 - p) / n) if 0 < hits < n else 1 / n",
+        "error = 2 * math.sqrt(p * (1 - p) / n) if 0 < hits < n else 1 / n",
+        "tests/assimilation/test_events.py",
+    ),
+    Fault(
+        "splitting: moves that forget twice as slowly, and do not keep the law",
+        "assimilation/events.py",
+        "proposal = math.sqrt(1 - beta**2) * state + beta * fresh",
+        "proposal = math.sqrt(1 - beta**2 / 2) * state + beta * fresh",
+        "tests/assimilation/test_events.py",
+    ),
+    Fault(
+        "Ornstein-Uhlenbeck: the memory halved",
+        "covariance/markov.py",
+        "torch.exp(-steps)",
+        "torch.exp(-2 * steps)",
+        "tests/test_covariance.py -k uhlenbeck",
+    ),
+    Fault(
+        "rk4: the first stage twice",
+        "physics/integrators.py",
+        "x + dt / 6 * (k1 + 2 * (k2 + k3) + k4)",
+        "x + dt / 6 * (2 * k1 + 2 * (k2 + k3))",
+        "tests/physics",
+    ),
 ]
 
 

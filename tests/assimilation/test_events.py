@@ -195,3 +195,15 @@ def test_what_is_no_event_and_settings_that_cannot_be_are_refused():
     two = PRIOR.given(np.zeros((2, 1)), VALUE, sd.noise.Gaussian(1.0), batch_dim="case")
     with pytest.raises(InputError, match="one case"):
         event_probability(two, VALUE, seed=0)
+
+
+def test_the_error_of_a_share_is_its_scatter_over_seeds():
+    prior = sd.GaussianPrior(sd.Space({"i": 1}), sd.covariance.white((1,)))
+    found = [
+        event_probability(prior, lambda x: x[:, 0], threshold=0.5, method=Counting(draws=100), seed=seed)
+        for seed in range(200)
+    ]
+    scatter = np.std([f.probability for f in found], ddof=1)
+    stated = np.sqrt(np.mean([f.error**2 for f in found]))
+    # a standard deviation of 200 values is known to 5 %
+    assert abs(scatter / stated - 1) < 4.9 * 0.05
