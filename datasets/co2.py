@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sciddiff.bench.cache import cached, checksum
+from sciddiff.bench.cache import cached
+from sciddiff.bench.tables import check_table, statsmodels_table
 from sciddiff.draws import load as read
 from sciddiff.draws import save
-from sciddiff.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -68,21 +68,12 @@ def load(cache: str | Path | None = None) -> xr.Dataset:
     """
     path = cached("co2.nc", make, cache)
     data = read(path)
-    _check(data["co2"].values, str(path), "remove the file; it will be made anew")
+    fix = "remove the file; it will be made anew"
+    check_table("co2", data["co2"].values, SHA256, got=str(path), fix=fix)
     return data
 
 
 def _table() -> np.ndarray:
     """Concentrations ``(2284,)``, week by week."""
-    try:
-        from statsmodels.datasets import co2
-    except ImportError as error:
-        raise MissingDependencyError("statsmodels", "data", "the carbon dioxide series") from error
-    values = co2.load_pandas().data["co2"].to_numpy(dtype=np.float64)
-    _check(values, "another one", "install statsmodels 0.14 or 0.15")
-    return np.asarray(values)
-
-
-def _check(values: np.ndarray, got: str, fix: str) -> None:
-    if checksum(np.nan_to_num(values, nan=-1.0)) != SHA256:
-        raise InputError("co2", expected=f"the table with SHA-256 {SHA256[:8]}...", got=got, fix=fix)
+    values = statsmodels_table("co2")["co2"].to_numpy(dtype=np.float64)
+    return check_table("co2", values, SHA256)

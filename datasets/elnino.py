@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sciddiff.bench.cache import cached, checksum
+from sciddiff.bench.cache import cached
+from sciddiff.bench.tables import check_table, statsmodels_table
 from sciddiff.draws import load as read
 from sciddiff.draws import save
-from sciddiff.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,22 +72,13 @@ def load(cache: str | Path | None = None) -> xr.Dataset:
     """
     path = cached("elnino.nc", make, cache)
     data = read(path)
-    _check(data["sst"].values, str(path), "remove the file; it will be made anew")
+    fix = "remove the file; it will be made anew"
+    check_table("elnino", data["sst"].values, SHA256, got=str(path), fix=fix)
     return data
 
 
 def _table() -> np.ndarray:
     """Temperatures ``(732,)``: the table has a column of years, then one of each month."""
-    try:
-        from statsmodels.datasets import elnino
-    except ImportError as error:
-        raise MissingDependencyError("statsmodels", "data", "the El Niño series") from error
-    table = elnino.load_pandas().data.sort_values("YEAR")
+    table = statsmodels_table("elnino").sort_values("YEAR")
     values = table.drop(columns="YEAR").to_numpy(dtype=np.float64).ravel()
-    _check(values, "another one", "install statsmodels 0.14 or 0.15")
-    return np.asarray(values)
-
-
-def _check(values: np.ndarray, got: str, fix: str) -> None:
-    if checksum(values) != SHA256:
-        raise InputError("elnino", expected=f"the table with SHA-256 {SHA256[:8]}...", got=got, fix=fix)
+    return check_table("elnino", values, SHA256)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sciddiff.bench.cache import cached, checksum
+from sciddiff.bench.cache import cached
+from sciddiff.bench.tables import check_table, statsmodels_table
 from sciddiff.draws import load as read
 from sciddiff.draws import save
-from sciddiff.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,21 +67,12 @@ def load(cache: str | Path | None = None) -> xr.Dataset:
     """
     path = cached("nile.nc", make, cache)
     data = read(path)
-    _check(data["volume"].values, str(path), "remove the file; it will be made anew")
+    fix = "remove the file; it will be made anew"
+    check_table("nile", data["volume"].values, SHA256, got=str(path), fix=fix)
     return data
 
 
 def _table() -> np.ndarray:
     """Flows ``(100,)``, in the order of the years."""
-    try:
-        from statsmodels.datasets import nile
-    except ImportError as error:
-        raise MissingDependencyError("statsmodels", "data", "the Nile series") from error
-    values = nile.load_pandas().data.sort_values("year")["volume"].to_numpy(dtype=np.float64)
-    _check(values, "another one", "install statsmodels 0.14 or 0.15")
-    return np.asarray(values)
-
-
-def _check(values: np.ndarray, got: str, fix: str) -> None:
-    if checksum(values) != SHA256:
-        raise InputError("nile", expected=f"the table with SHA-256 {SHA256[:8]}...", got=got, fix=fix)
+    values = statsmodels_table("nile").sort_values("year")["volume"].to_numpy(dtype=np.float64)
+    return check_table("nile", values, SHA256)
